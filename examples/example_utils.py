@@ -1,0 +1,247 @@
+# Copyright 2026 The elastic-encoders authors.
+# Licensed under the Apache License, Version 2.0; see the LICENSE file.
+"""What several example scripts share: reading arguments, writing files whole, training a small tokenizer."""
+
+import difflib
+import json
+import logging
+import math
+import os
+import string
+import sys
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.trainers import WordPieceTrainer
+from transformers import BertTokenizer, HfArgumentParser, PreTrainedModel
+
+
+__all__ = [
+    "parse_arguments",
+    "show_progress_messages",
+    "start_positions_as_sinusoids",
+    "train_wordpiece_tokenizer",
+    "write_text_atomically",
+]
+
+CONFIG_SUFFIXES = (".json", ".yaml", ".yml")
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def parse_arguments(
+    dataclass_types: type | Sequence[type], arguments: Sequence[str] | None = None, description: str | None = None
+) -> tuple[Any, ...]:
+    """
+    Reads the dataclasses of a script from flags, or from one `.json`, `.yaml` or `.yml` file, given first, that flags
+    after it override.
+
+    A file goes through the same parser as flags, so that both accept the same values. Nothing in it is evaluated.
+
+    Args:
+        dataclass_types (`type` or a sequence of them): What to fill, as for [`~transformers.HfArgumentParser`].
+        arguments (sequence of `str`, *optional*): The command line without the program; `sys.argv[1:]` if not given.
+        description (`str`, *optional*): The text above the options in `--help`.
+
+    Returns:
+        `tuple`: One instance of each dataclass, in order.
+
+    Raises:
+        ValueError: An unknown option or key, or a file that is not a flat mapping.
+        FileNotFoundError: The argument file does not exist.
+    """
+    types = [dataclass_types] if isinstance(dataclass_types, type) else list(dataclass_types)
+    parser = HfArgumentParser(types, description=description, allow_abbrev=False)
+    if arguments is None:
+        arguments = sys.argv[1:]
+    arguments = [str(argument) for argument in arguments]
+    known = [field.name for dataclass_type in types for field in fields(dataclass_type) if field.init]
+    if arguments and arguments[0].endswith(CONFIG_SUFFIXES):
+        path = Path(arguments[0])
+        arguments = _mapping_to_flags(_read_mapping(path), known, path) + arguments[1:]
+    # Asked for first, because a misspelt option is often the reason why the values are not valid together.
+    _, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        name = next((argument for argument in unknown if argument.startswith("--")), unknown[0]).partition("=")[0]
+        raise ValueError(
+            f"Unknown argument {name!r}{_suggest(name.lstrip('-'), known, prefix='--')} See --help for the list."
+        )
+    return parser.parse_args_into_dataclasses(args=arguments, look_for_args_file=False)
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    """Reads an argument file; `yaml.safe_load` builds plain data only."""
+    if not path.is_file():
+        raise FileNotFoundError(f"The argument file {str(path)!r} does not exist.")
+    text = path.read_text(encoding="utf-8")
+    try:
+        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (json.JSONDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"The argument file {str(path)!r} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"The argument file {str(path)!r} must hold a mapping from argument names to values, not "
+            f"{'nothing' if content is None else 'a ' + type(content).__name__}."
+        )
+    return content
+
+
+def _mapping_to_flags(content: Mapping[str, Any], known: Sequence[str], path: Path) -> list[str]:
+    """Turns the mapping of an argument file into flags. `null` leaves an argument at its default."""
+    flags = []
+    for key, value in content.items():
+        if key not in known:
+            raise ValueError(
+                f"Unknown key {key!r} in the argument file {str(path)!r}{_suggest(str(key), known)}"
+                " See --help for the list."
+            )
+        if value is None:
+            continue
+        if isinstance(value, list):
+            # Separate words are how argparse takes lists; JSON is how it takes what cannot be written as words.
+            flags += [f"--{key}", *(_to_word(item) for item in value)]
+        else:
+            flags.append(f"--{key}={_to_word(value)}")
+    return flags
+
+
+def _to_word(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, (dict, list)) else str(value)
+
+
+def _suggest(name: str, known: Sequence[str], prefix: str = "") -> str:
+    matches = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    return f"; did you mean {' or '.join(repr(prefix + match) for match in matches)}?" if matches else "."
+
+
+def show_progress_messages(logger: logging.Logger) -> None:
+    """Shows what a script says about its progress, and of other packages warnings only."""
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
+    logger.setLevel(logging.INFO)
+
+
+def write_text_atomically(path: str | os.PathLike, text: str | Iterable[str]) -> None:
+    """
+    Writes a UTF-8 text file beside its place and renames it when it is whole, so that no reader sees half of it and a
+    failure leaves an earlier file as it was.
+
+    Args:
+        path (`str` or `os.PathLike`): The file to write; missing folders are created.
+        text (`str` or iterable of `str`): The content, or its parts in order.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+            file.writelines([text] if isinstance(text, str) else text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _count_characters(texts: Iterable[str], normalizer: BertNormalizer, limit: int) -> tuple[list[str], list[str]]:
+    """Returns the most frequent characters, sorted, and those of them that occur inside a word, after its first."""
+    words = Counter(word for text in texts for word in normalizer.normalize_str(text).split())
+    counts: Counter[str] = Counter()
+    inside = set()
+    for word, count in words.items():
+        counts.update(dict.fromkeys(word, count))
+        for previous, character in pairwise(word):
+            if not (_is_punctuation(previous) or _is_punctuation(character)):
+                inside.add(character)
+    frequent = sorted(counts, key=lambda character: (-counts[character], character))[:limit]
+    return sorted(frequent), sorted(inside.intersection(frequent))
+
+
+def _is_punctuation(character: str) -> bool:
+    """Whether BERT's pre-tokenizer makes the character a word of its own."""
+    return character in string.punctuation or unicodedata.category(character).startswith("P")
+
+
+@torch.no_grad()
+def start_positions_as_sinusoids(model: PreTrainedModel) -> None:
+    """
+    Sets the learned position embeddings of a new BERT-like model to sinusoids of about its initial scale.
+
+    Attention to neighbours is then one rotation away instead of something to discover, so that small networks leave
+    the plateau of word frequencies, where masked language modeling begins, several times earlier.
+    """
+    weight = model.base_model.embeddings.position_embeddings.weight
+    positions, width = weight.shape
+    rates = torch.exp(torch.arange(0, width, 2) * (-math.log(1000.0) / width))
+    angles = torch.arange(positions)[:, None] * rates
+    weight[:, 0::2] = torch.sin(angles) * 2 * model.config.initializer_range
+    weight[:, 1::2] = torch.cos(angles[:, : width // 2]) * 2 * model.config.initializer_range
+
+
+def train_wordpiece_tokenizer(
+    texts: Iterable[str],
+    vocab_size: int,
+    output_dir: str | os.PathLike | None = None,
+    model_max_length: int = 512,
+    show_progress: bool = False,
+) -> BertTokenizer:
+    """
+    Trains a small lower-cased WordPiece tokenizer of the kind that `bert-base-uncased` has. The same text gives the
+    same tokenizer.
+
+    Args:
+        texts (iterable of `str`): The training text, in parts of any length. It is gone through twice; an iterator is
+            held in memory for that.
+        vocab_size (`int`): The largest number of entries, special tokens included. Text with few word types may give
+            fewer.
+        output_dir (`str` or `os.PathLike`, *optional*): Where to save the tokenizer, for `from_pretrained`.
+        model_max_length (`int`, *optional*, defaults to 512): The longest sequence, in tokens, that the tokenizer
+            announces.
+        show_progress (`bool`, *optional*, defaults to `False`): Whether to show the trainer's progress bars.
+
+    Returns:
+        `BertTokenizer`: `[PAD]` is 0, followed by `[UNK]`, `[CLS]`, `[SEP]` and `[MASK]`.
+
+    Raises:
+        ValueError: `vocab_size` does not hold the special tokens and the characters of the text, or there is no text.
+    """
+    tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))
+    # The same steps as BertTokenizer takes, so that the vocabulary is trained on what it will meet.
+    tokenizer.normalizer = BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = BertPreTokenizer()
+    if iter(texts) is texts:
+        texts = list(texts)  # An iterator would be used up by the first of the two passes.
+    # Left to itself, the trainer numbers characters in the random order of a hash table and breaks ties between merges
+    # by those numbers: the same text would give another vocabulary each time. Given ahead, they have a fixed order.
+    # Rare characters become [UNK] rather than crowd words out of a small vocabulary.
+    alphabet, continuations = _count_characters(texts, tokenizer.normalizer, limit=max(64, vocab_size // 20))
+    trainer = WordPieceTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[*SPECIAL_TOKENS, *(f"##{character}" for character in continuations)],
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+        show_progress=show_progress,
+    )
+    tokenizer.train_from_iterator(texts, trainer=trainer)
+    vocabulary = tokenizer.get_vocab()
+    if len(vocabulary) <= len(SPECIAL_TOKENS):
+        raise ValueError("There is no text to train a tokenizer on; every text given is empty.")
+    if len(vocabulary) > vocab_size:
+        raise ValueError(
+            f"vocab_size={vocab_size} is too small: the special tokens and the characters of the text take "
+            f"{len(vocabulary)} entries. Use at least {len(vocabulary)}; a few thousand are usual."
+        )
+    vocabulary = dict(sorted(vocabulary.items(), key=lambda item: item[1]))
+    wordpiece = BertTokenizer(vocab=vocabulary, do_lower_case=True, model_max_length=model_max_length)
+    if output_dir is not None:
+        wordpiece.save_pretrained(output_dir)
+    return wordpiece

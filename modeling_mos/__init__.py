@@ -1,0 +1,72 @@
+# Copyright 2026 The elastic-encoders authors.
+# Licensed under the Apache License, Version 2.0: http://www.apache.org/licenses/LICENSE-2.0
+"""
+Mixture-of-Supernets (MoS): one BERT-like supernet, searched for its best subnet under a limit
+(https://huggingface.co/papers/2306.04845). Importing this package registers its models with the Auto classes.
+"""
+
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
+
+from .architecture import Architecture, SearchSpace
+from .configuration_mos import MosConfig
+from .configuration_mos_subnet import MosSubnetConfig
+from .modeling_mos import (
+    MosForMaskedLM,
+    MosForQuestionAnswering,
+    MosForSequenceClassification,
+    MosForTokenClassification,
+    MosModel,
+    MosPreTrainedModel,
+)
+from .modeling_mos_subnet import (
+    MosSubnetForMaskedLM,
+    MosSubnetForQuestionAnswering,
+    MosSubnetForSequenceClassification,
+    MosSubnetForTokenClassification,
+    MosSubnetModel,
+    MosSubnetPreTrainedModel,
+)
+
+
+_HEADS = {
+    AutoModel: (MosModel, MosSubnetModel),
+    AutoModelForMaskedLM: (MosForMaskedLM, MosSubnetForMaskedLM),
+    AutoModelForSequenceClassification: (MosForSequenceClassification, MosSubnetForSequenceClassification),
+    AutoModelForTokenClassification: (MosForTokenClassification, MosSubnetForTokenClassification),
+    AutoModelForQuestionAnswering: (MosForQuestionAnswering, MosSubnetForQuestionAnswering),
+}
+for _config_class in (MosConfig, MosSubnetConfig):
+    AutoConfig.register(_config_class.model_type, _config_class)
+    _config_class.register_for_auto_class()
+for _auto_class, _model_classes in _HEADS.items():
+    for _config_class, _model_class in zip((MosConfig, MosSubnetConfig), _model_classes, strict=True):
+        _auto_class.register(_config_class, _model_class)
+        # A saved folder carries the code, so that it loads with trust_remote_code where this package is missing.
+        _model_class.register_for_auto_class(_auto_class.__name__)
+
+
+__all__ = [
+    "Architecture",
+    "MosConfig",
+    "MosForMaskedLM",
+    "MosForQuestionAnswering",
+    "MosForSequenceClassification",
+    "MosForTokenClassification",
+    "MosModel",
+    "MosPreTrainedModel",
+    "MosSubnetConfig",
+    "MosSubnetForMaskedLM",
+    "MosSubnetForQuestionAnswering",
+    "MosSubnetForSequenceClassification",
+    "MosSubnetForTokenClassification",
+    "MosSubnetModel",
+    "MosSubnetPreTrainedModel",
+    "SearchSpace",
+]

@@ -1,0 +1,310 @@
+# Copyright 2026 The elastic-encoders authors.
+# Licensed under the Apache License, Version 2.0: http://www.apache.org/licenses/LICENSE-2.0
+"""What several test files share: tiny models of odd sizes, batches, and the table of model families."""
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    BertConfig,
+    BertTokenizer,
+    RobertaConfig,
+)
+
+import modeling_mos
+from modeling_mos import Architecture, MosConfig, MosSubnetConfig
+
+
+# ---- sizes ----------------------------------------------------------------------------------------------------------
+
+TINY = {
+    "vocab_size": 99,
+    "hidden_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 37,
+    "max_position_embeddings": 40,
+    "initializer_range": 0.2,
+}
+LAYOUTS = {
+    "bert": {"type_vocab_size": 2, "pad_token_id": 0},
+    "roberta": {
+        "type_vocab_size": 1,
+        "pad_token_id": 1,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "layer_norm_eps": 1e-5,
+    },
+}
+BACKBONE_CONFIGS = {"bert": BertConfig, "roberta": RobertaConfig}
+
+# Elastic in everything; 48 is divisible by 2 and 4 only, as are the others.
+ELASTIC = {
+    "hidden_sizes": [16, 36, 48],
+    "intermediate_sizes": [11, 20, 37],
+    "num_attention_heads": [2, 4],
+    "num_hidden_layers": [2, 3],
+}
+UNIFORM = {**ELASTIC, "bottleneck": False}
+SPACES = {"bottleneck": ELASTIC, "uniform": UNIFORM}
+ROUTINGS = ("none", "layer", "neuron", "random")
+
+# ---- heads ----------------------------------------------------------------------------------------------------------
+
+AUTO_CLASSES = {
+    "base": AutoModel,
+    "masked-lm": AutoModelForMaskedLM,
+    "sequence-classification": AutoModelForSequenceClassification,
+    "token-classification": AutoModelForTokenClassification,
+    "question-answering": AutoModelForQuestionAnswering,
+}
+HEADS = tuple(AUTO_CLASSES)
+MOS_CLASSES = {
+    "base": modeling_mos.MosModel,
+    "masked-lm": modeling_mos.MosForMaskedLM,
+    "sequence-classification": modeling_mos.MosForSequenceClassification,
+    "token-classification": modeling_mos.MosForTokenClassification,
+    "question-answering": modeling_mos.MosForQuestionAnswering,
+}
+SUBNET_CLASSES = {
+    "base": modeling_mos.MosSubnetModel,
+    "masked-lm": modeling_mos.MosSubnetForMaskedLM,
+    "sequence-classification": modeling_mos.MosSubnetForSequenceClassification,
+    "token-classification": modeling_mos.MosSubnetForTokenClassification,
+    "question-answering": modeling_mos.MosSubnetForQuestionAnswering,
+}
+
+
+def make_targets(head: str, config, shape: tuple[int, int], seed: int = 0) -> dict[str, torch.Tensor]:
+    """What a head learns from; empty for a base model."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    batch, tokens = shape
+
+    def integers(high: int, size: tuple[int, ...]) -> torch.Tensor:
+        return torch.randint(high, size, generator=generator)
+
+    if head == "masked-lm":
+        labels = integers(config.vocab_size, shape)
+        labels[torch.rand(shape, generator=generator) < 0.6] = -100
+        labels[:, 1] = 7
+        return {"labels": labels}
+    if head == "sequence-classification":
+        return {"labels": integers(config.num_labels, (batch,))}
+    if head == "token-classification":
+        labels = integers(config.num_labels, shape)
+        labels[:, 0] = -100
+        return {"labels": labels}
+    if head == "question-answering":
+        return {"start_positions": integers(tokens, (batch,)), "end_positions": integers(tokens, (batch,))}
+    return {}
+
+
+def main_outputs(outputs) -> list[torch.Tensor]:
+    """The tensors that a head is asked for."""
+    names = ("logits", "start_logits", "end_logits", "last_hidden_state", "pooler_output")
+    return [outputs[name] for name in names if outputs.get(name) is not None]
+
+
+def scalar(outputs) -> torch.Tensor:
+    """Something to differentiate: the loss, or, of a base model, a number that depends on all of its outputs."""
+    if outputs.get("loss") is not None:
+        return outputs.loss
+    weights = torch.Generator().manual_seed(0)
+    return sum((output * torch.randn(output.shape, generator=weights)).sum() for output in main_outputs(outputs))
+
+
+# ---- batches and weights --------------------------------------------------------------------------------------------
+
+
+def make_batch(config, batch: int = 3, tokens: int = 11, padding: bool = True, seed: int = 0) -> dict[str, Any]:
+    """Random ids; with `padding` the rows have different lengths, the first one is full."""
+    generator = torch.Generator().manual_seed(seed)
+    # The first ids are left to special tokens.
+    input_ids = torch.randint(5, config.vocab_size, (batch, tokens), generator=generator)
+    inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
+    if config.type_vocab_size > 1:
+        inputs["token_type_ids"] = torch.randint(config.type_vocab_size, (batch, tokens), generator=generator)
+    if padding:
+        for row in range(1, batch):
+            inputs["attention_mask"][row, tokens - 2 * row :] = 0
+        input_ids[inputs["attention_mask"] == 0] = config.pad_token_id
+    return inputs
+
+
+@torch.no_grad()
+def randomise_(model: nn.Module, seed: int = 0) -> nn.Module:
+    """
+    Gives every parameter a value that matters: norms, biases and routers are trivial at the start, and a test of
+    equality would not see them.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator).to(parameter)
+        if "norm" in name.lower():
+            parameter.copy_(noise * 0.3 + float(name.endswith("weight")))
+        elif name.endswith("bias"):
+            parameter.copy_(noise * 0.3)
+        elif "router" in name:
+            parameter.copy_(noise)
+        elif "embeddings" in name:
+            parameter.copy_(noise)
+        else:
+            parameter.copy_(noise * parameter.shape[-1] ** -0.5)
+    return model
+
+
+def tiny_backbone_config(layout: str = "bert", **overrides):
+    return BACKBONE_CONFIGS[layout](**{**TINY, **LAYOUTS[layout], "num_labels": 3, **overrides})
+
+
+def tiny_backbone(layout: str = "bert", head: str = "masked-lm", seed: int = 0, **overrides):
+    """A stock BERT or RoBERTa with random weights, in evaluation mode."""
+    if head == "question-answering":
+        overrides = {"num_labels": 2, **overrides}  # the stock classes take their two outputs from it
+    model = AUTO_CLASSES[head].from_config(tiny_backbone_config(layout, **overrides))
+    return randomise_(model, seed).eval()
+
+
+def tiny_mos_config(layout: str = "bert", **overrides) -> MosConfig:
+    values = {**TINY, **LAYOUTS[layout], "num_labels": 3, "search_space": ELASTIC, "router_hidden_size": 9}
+    return MosConfig(backbone_model_type=layout, **{**values, **overrides})
+
+
+def tiny_supernet(head: str = "masked-lm", layout: str = "bert", seed: int = 0, **overrides):
+    """A supernet whose every parameter is random, in evaluation mode."""
+    return randomise_(MOS_CLASSES[head](tiny_mos_config(layout, **overrides)), seed).eval()
+
+
+def tiny_subnet_config(layout: str = "bert", **overrides) -> MosSubnetConfig:
+    values = {
+        **TINY,
+        **LAYOUTS[layout],
+        "num_labels": 3,
+        "hidden_sizes": [16, 48, 36],
+        "intermediate_sizes": [11, 37, 20],
+        "num_attention_heads": [2, 4, 4],
+    }
+    return MosSubnetConfig(backbone_model_type=layout, **{**values, **overrides})
+
+
+# ---- families, for the tests that every model has to pass -----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Family:
+    """
+    One row of the common tests.
+
+    Args:
+        name: What the test ids say.
+        models: Model class of each head that the family has.
+        make_config: Tiny configuration, from a layout's name and overrides.
+        variants: Further arguments of a model's forward pass, several ways to run it; the first is the default.
+        hidden_widths: Widths of `hidden_states`, from a model and a variant.
+        trained_by: Variants whose summed losses reach every parameter.
+    """
+
+    name: str
+    models: dict[str, type]
+    make_config: Callable[..., Any]
+    variants: Callable[[Any], list[dict[str, Any]]] = lambda model: [{}]
+    hidden_widths: Callable[[Any, dict[str, Any]], list[int]] | None = None
+    trained_by: Callable[[Any], list[dict[str, Any]]] = lambda model: [{}]
+    config_overrides: dict[str, Any] = field(default_factory=dict)
+
+    def config(self, layout: str, **overrides):
+        return self.make_config(layout, **{**self.config_overrides, **overrides})
+
+    def model(self, head: str, layout: str, attention: str = "sdpa", randomise: bool = True, **overrides):
+        model = self.models[head](self.config(layout, **overrides))
+        model.set_attn_implementation(attention)
+        return randomise_(model).eval() if randomise else model.eval()
+
+
+def _architectures(model) -> list[dict[str, Any]]:
+    space = model.search_space
+    return [{}, {"architecture": space.smallest()}, {"architecture": space.sample(seed=3)}]
+
+
+def _supernet_widths(model, variant: dict[str, Any]) -> list[int]:
+    architecture = variant.get("architecture") or model.default_architecture
+    width = model.config.hidden_size if model.search_space.bottleneck else architecture.hidden_sizes[0]
+    return [width] * (architecture.num_hidden_layers + 1)
+
+
+FAMILIES = [
+    Family(
+        name="mos",
+        models=MOS_CLASSES,
+        make_config=tiny_mos_config,
+        variants=_architectures,
+        hidden_widths=_supernet_widths,
+    ),
+    Family(
+        name="mos-uniform",
+        models=MOS_CLASSES,
+        make_config=tiny_mos_config,
+        variants=_architectures,
+        hidden_widths=_supernet_widths,
+        config_overrides={"search_space": UNIFORM, "routing": "layer", "num_experts": 3},
+    ),
+    Family(
+        name="mos-subnet",
+        models=SUBNET_CLASSES,
+        make_config=tiny_subnet_config,
+        hidden_widths=lambda model, variant: [model.config.hidden_size, *model.config.hidden_sizes],
+    ),
+]
+
+# ---- further helpers ------------------------------------------------------------------------------------------------
+
+
+def brute_force(space) -> list[Architecture]:
+    return list(space)
+
+
+def tiny_tokenizer() -> BertTokenizer:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", ","]
+    words += "the a cat dog bird fish tree house sees likes finds old new big small red green and or not".split()
+    return BertTokenizer(vocab={word: index for index, word in enumerate(words)})
+
+
+SENTENCES = [
+    "the old cat sees a small bird .",
+    "a dog likes the house",
+    "fish and tree",
+    "the big red dog finds a new green house and the cat , not the bird .",
+    "a cat",
+]
+
+
+@contextlib.contextmanager
+def no_complaints() -> Iterator[None]:
+    """Fails on Python warnings and on warnings that transformers logs, wherever they come from."""
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = records.append
+    logger = logging.getLogger("transformers")
+    logger.addHandler(handler)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            yield
+    finally:
+        logger.removeHandler(handler)
+    assert not records, [record.getMessage() for record in records]
+
+
+def assert_close(found, expected, atol: float = 1e-5, rtol: float = 1e-4) -> None:
+    torch.testing.assert_close(found, expected, atol=atol, rtol=rtol)

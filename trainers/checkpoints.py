@@ -1,0 +1,58 @@
+# Copyright 2026 The elastic-encoders authors.
+# Licensed under the Apache License, Version 2.0: http://www.apache.org/licenses/LICENSE-2.0
+"""Checkpoints that exist whole or not at all."""
+
+import os
+import shutil
+
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+
+
+# Not of the form "checkpoint-<step>", so that no resume ever picks it up.
+STAGING_FOLDER = "unfinished-checkpoint"
+
+
+class StagedCheckpointMixin:
+    """
+    Mixin for a `Trainer`: a checkpoint is written to a folder beside, renamed when all processes have finished, and
+    only then old ones are deleted, so that a kill at any moment leaves a whole checkpoint to resume from.
+    """
+
+    _staging = False
+
+    def _get_output_dir(self, trial):
+        folder = super()._get_output_dir(trial)
+        return os.path.join(folder, STAGING_FOLDER) if self._staging else folder
+
+    def _save_checkpoint(self, model, trial):
+        run_dir = self._get_output_dir(trial)
+        staging = os.path.join(run_dir, STAGING_FOLDER)
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        final = os.path.join(run_dir, name)
+        if self.args.should_save:
+            shutil.rmtree(staging, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self._staging = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._staging = False
+        # Trainer found the best checkpoint where it was being written, if it is this one.
+        if self.state.best_model_checkpoint == os.path.join(staging, name):
+            self.state.best_model_checkpoint = final
+            if self.args.should_save:
+                self.state.save_to_json(os.path.join(staging, name, TRAINER_STATE_NAME))
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            if os.path.isdir(final):  # written by an earlier run that is being continued from an older checkpoint
+                shutil.rmtree(final)
+            os.replace(os.path.join(staging, name), final)
+            shutil.rmtree(staging, ignore_errors=True)
+            rotate_checkpoints(
+                output_dir=run_dir,
+                save_total_limit=self.args.save_total_limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=True,
+            )
+        self.accelerator.wait_for_everyone()

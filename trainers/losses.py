@@ -1,0 +1,91 @@
+# Copyright 2026 The elastic-encoders authors.
+# Licensed under the Apache License, Version 2.0: http://www.apache.org/licenses/LICENSE-2.0
+"""Losses as pure functions. The teacher's side never receives a gradient."""
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn import functional as F
+
+
+def soft_cross_entropy(
+    student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float = 1.0
+) -> torch.Tensor:
+    """
+    Cross entropy of the student's distribution against the teacher's, times the squared temperature so that its
+    gradient keeps its scale.
+
+    Args:
+        student_logits, teacher_logits (`torch.Tensor` of shape `(rows, classes)`): Scores of the same rows.
+        temperature (`float`, *optional*, defaults to 1.0): Divides both.
+
+    Returns:
+        `torch.Tensor` of shape `(rows,)`.
+    """
+    targets = (teacher_logits.detach().float() / temperature).softmax(dim=-1)
+    return -(targets * (student_logits.float() / temperature).log_softmax(dim=-1)).sum(dim=-1) * temperature**2
+
+
+def hidden_state_loss(
+    student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor], attention_mask: torch.Tensor | None
+) -> torch.Tensor:
+    """
+    Mean squared difference of hidden states that are normalised token by token, over real tokens only.
+
+    Args:
+        student, teacher (`Sequence` of `torch.Tensor` of shape `(batch, tokens, width)`): One tensor a layer.
+        attention_mask (`torch.Tensor` of shape `(batch, tokens)`, *optional*): 0 at padding.
+
+    Returns:
+        A scalar: the mean over layers, tokens and channels.
+
+    Raises:
+        ValueError: if widths differ.
+    """
+    losses = []
+    for own, target in zip(student, teacher, strict=True):
+        if own.shape != target.shape:
+            raise ValueError(
+                f"Hidden states of widths {own.shape[-1]} and {target.shape[-1]} cannot be compared; distil 'logits' "
+                "only, or use a search space with bottlenecks and a teacher of the backbone's width."
+            )
+        size = own.shape[-1:]
+        difference = F.layer_norm(own.float(), size) - F.layer_norm(target.detach().float(), size)
+        losses.append(_token_mean(difference.square().mean(dim=-1), attention_mask))
+    return torch.stack(losses).mean()
+
+
+def attention_loss(
+    student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor], attention_mask: torch.Tensor | None
+) -> torch.Tensor:
+    """
+    Cross entropy of attention distributions, over real query positions only.
+
+    Args:
+        student, teacher (`Sequence` of `torch.Tensor` of shape `(batch, heads, tokens, tokens)`): One tensor a layer.
+        attention_mask (`torch.Tensor` of shape `(batch, tokens)`, *optional*): 0 at padding.
+
+    Returns:
+        A scalar: the mean over layers, heads and query positions.
+
+    Raises:
+        ValueError: if numbers of heads differ.
+    """
+    losses = []
+    for own, target in zip(student, teacher, strict=True):
+        if own.shape != target.shape:
+            raise ValueError(
+                f"Attentions of {own.shape[1]} and {target.shape[1]} heads cannot be compared; distil 'logits' or "
+                "'hidden_states' instead, or keep the number of heads fixed."
+            )
+        cross = -(target.detach().float() * own.float().clamp(min=1e-6).log()).sum(dim=-1)
+        losses.append(_token_mean(cross.mean(dim=1), attention_mask))
+    return torch.stack(losses).mean()
+
+
+def _token_mean(values: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """Mean of `(batch, tokens)` values over the positions that `attention_mask` keeps."""
+    if attention_mask is None:
+        return values.mean()
+    mask = attention_mask.to(values.dtype)
+    return (values * mask).sum() / mask.sum().clamp(min=1)

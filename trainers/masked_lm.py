@@ -1,0 +1,162 @@
+# Copyright 2026 The elastic-encoders authors.
+# Licensed under the Apache License, Version 2.0: http://www.apache.org/licenses/LICENSE-2.0
+"""Masked language modeling whose masks are a function of (seed, epoch, sample)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers.trainer_utils import EvalPrediction
+
+from .checkpoints import StagedCheckpointMixin
+
+
+class MaskedLanguageModelingDataset(Dataset):
+    """
+    Masks tokenised sequences on the fly: the same masks on any number of processes and after a resume, new ones every
+    epoch once [`SetEpochCallback`] tells it which; without it (evaluation) the masks never change.
+
+    Args:
+        dataset (`datasets.Dataset`):
+            Rows with `input_ids` and, optionally, `special_tokens_mask` (1 at tokens that are never masked).
+        tokenizer (`PreTrainedTokenizerBase`):
+            Gives the mask, padding and special tokens.
+        seed (`int`, *optional*, defaults to 0):
+            Seed of the masks.
+        mlm_probability (`float`, *optional*, defaults to 0.15):
+            Share of tokens to predict, of which 80% become the mask token, 10% a random token, 10% stay.
+
+    Raises:
+        ValueError: if the tokenizer has no mask or padding token, `mlm_probability` is not in (0, 1], the column
+            `input_ids` is missing or the dataset is empty.
+    """
+
+    def __init__(self, dataset, tokenizer: PreTrainedTokenizerBase, seed: int = 0, mlm_probability: float = 0.15):
+        for name in ("mask_token_id", "pad_token_id"):
+            if getattr(tokenizer, name) is None:
+                raise ValueError(f"The tokenizer has no {name}; masked language modeling needs one.")
+        if not 0 < mlm_probability <= 1:
+            raise ValueError(f"`mlm_probability` must lie in (0, 1], got {mlm_probability}.")
+        if "input_ids" not in dataset.column_names:
+            raise ValueError(
+                f"The dataset has the columns {dataset.column_names}, `input_ids` is missing; tokenise it first, for "
+                "example with examples/language-modeling/prepare_pretraining_data.py."
+            )
+        if len(dataset) == 0:
+            raise ValueError("The dataset has no rows.")
+        self.dataset = dataset
+        self.seed = seed
+        self.mlm_probability = mlm_probability
+        self.mask_token_id = tokenizer.mask_token_id
+        self.pad_token_id = tokenizer.pad_token_id
+        self.special_ids = np.array(sorted(tokenizer.all_special_ids))
+        self.vocab_size = len(tokenizer)
+        # Shared memory, so that data loader workers that outlive an epoch see the next one.
+        self.epoch = torch.zeros((), dtype=torch.long).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch.fill_(epoch)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, np.ndarray]]:
+        columns = self.dataset[list(indices)]
+        special = columns.get("special_tokens_mask", [None] * len(indices))
+        return [
+            self._mask(index, np.asarray(ids, dtype=np.int64), kept)
+            for index, ids, kept in zip(indices, columns["input_ids"], special, strict=True)
+        ]
+
+    def _mask(self, index: int, ids: np.ndarray, special: Sequence[int] | None) -> dict[str, np.ndarray]:
+        never = np.isin(ids, self.special_ids) if special is None else np.asarray(special, dtype=bool)
+        generator = np.random.Generator(np.random.Philox(key=[self.seed, (int(self.epoch) << 40) + index]))
+        chance = generator.random((2, len(ids)))
+        asked = (chance[0] < self.mlm_probability) & ~never
+        labels = np.where(asked, ids, -100)
+        masked = np.where(asked & (chance[1] < 0.8), self.mask_token_id, ids)
+        random_words = generator.integers(self.vocab_size, size=len(ids))
+        masked = np.where(asked & (chance[1] >= 0.9), random_words, masked)
+        return {"input_ids": masked, "labels": labels}
+
+    def collate(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """
+        Pads to the longest row.
+
+        Returns:
+            `input_ids`, `attention_mask` and `labels` (-100 where nothing is asked), each of shape `(batch, tokens)`.
+        """
+        longest = max(len(row["input_ids"]) for row in rows)
+        batch = {
+            "input_ids": torch.full((len(rows), longest), self.pad_token_id),
+            "attention_mask": torch.zeros((len(rows), longest), dtype=torch.long),
+            "labels": torch.full((len(rows), longest), -100),
+        }
+        for position, row in enumerate(rows):
+            length = len(row["input_ids"])
+            batch["input_ids"][position, :length] = torch.from_numpy(row["input_ids"])
+            batch["attention_mask"][position, :length] = 1
+            batch["labels"][position, :length] = torch.from_numpy(row["labels"])
+        return batch
+
+
+class SetEpochCallback(TrainerCallback):
+    """Tells a dataset with `set_epoch` which epoch begins, also after a resume."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.dataset.set_epoch(int(state.epoch or 0))
+
+
+class MaskedLMTrainer(StagedCheckpointMixin, Trainer):
+    """
+    A `Trainer` for a [`MaskedLanguageModelingDataset`]: its own padding, new masks every epoch, and evaluations whose
+    loss and perplexity are weighted by predicted tokens on masks that never change. Trains any masked language model;
+    with other data sets it is a plain `Trainer` whose checkpoints are written beside and renamed when whole.
+    """
+
+    def __init__(self, model=None, args=None, **kwargs):
+        train_dataset, eval_dataset = kwargs.get("train_dataset"), kwargs.get("eval_dataset")
+        for dataset in (train_dataset, eval_dataset):
+            if isinstance(dataset, MaskedLanguageModelingDataset):
+                kwargs.setdefault("data_collator", dataset.collate)
+        if isinstance(eval_dataset, MaskedLanguageModelingDataset) and kwargs.get("compute_metrics") is None:
+            kwargs["compute_metrics"] = token_weighted_metrics
+        super().__init__(model=model, args=args, **kwargs)
+        if isinstance(train_dataset, MaskedLanguageModelingDataset):
+            self.add_callback(SetEpochCallback(train_dataset))
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        if self.compute_metrics is not token_weighted_metrics or "labels" not in inputs:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        inputs = self._prepare_inputs(inputs)
+        labels = inputs.pop("labels")
+        asked = labels != -100
+        with torch.no_grad(), self.compute_loss_context_manager():
+            unwrapped = self.accelerator.unwrap_model(model)
+            if hasattr(unwrapped, "lm_head") and hasattr(unwrapped, "extract_subnet"):
+                # Our own models: vocabulary scores of the labelled positions only.
+                scores = unwrapped.lm_head(unwrapped.base_model(**inputs).last_hidden_state[asked])
+            else:
+                scores = model(**inputs).logits[asked]
+            losses = F.cross_entropy(scores.float(), labels[asked], reduction="none")
+        # A row's loss and count travel through Trainer's gathering, which drops the rows that pad the last batch.
+        rows = asked.nonzero()[:, 0]
+        summed = torch.zeros(len(labels), device=losses.device).index_add_(0, rows, losses)
+        counts = asked.sum(dim=1)
+        return summed.sum() / counts.sum().clamp(min=1), summed, counts
+
+
+def token_weighted_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """Loss in nats and perplexity from the summed losses and the numbers of predicted tokens of the rows."""
+    loss = float(prediction.predictions.sum(dtype="float64") / max(prediction.label_ids.sum(), 1))
+    return {"loss": loss, "perplexity": float(np.exp(loss))}

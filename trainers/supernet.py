@@ -1,0 +1,338 @@
+# Copyright 2026 The elastic-encoders authors.
+# Licensed under the Apache License, Version 2.0: http://www.apache.org/licenses/LICENSE-2.0
+"""Training a supernet: several architectures a step, in-place distillation, evaluation of a panel."""
+
+import contextlib
+import random
+from collections import defaultdict
+from typing import Any
+
+import torch
+from accelerate.utils import DistributedType
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from modeling_mos import Architecture
+
+from .arguments import SupernetTrainingArguments
+from .losses import attention_loss, hidden_state_loss, soft_cross_entropy
+from .masked_lm import MaskedLMTrainer
+
+
+logger = logging.get_logger(__name__)
+
+
+class SupernetTrainer(MaskedLMTrainer):
+    """
+    Trains a Mixture-of-Supernets model (any `MosFor…`) with the sandwich rule: each micro-batch runs the largest, the
+    smallest and random architectures, whose gradients are averaged and reduced across processes once
+    (https://huggingface.co/papers/2306.04845, section 4.1).
+
+    The random architectures are a function of (seed, optimizer step): the same on every process and after a resume.
+    Each evaluation runs a panel of architectures, whose metrics are prefixed with their names (`eval_largest_loss`);
+    `eval_loss` is their mean. For masked language modeling losses and perplexities are token-weighted.
+
+    Args:
+        model (`PreTrainedModel`): A `MosFor…` model.
+        args ([`SupernetTrainingArguments`]): The arguments.
+        teacher (`PreTrainedModel`, *optional*):
+            Replaces the largest architecture as the teacher of `args.distillation`, and then teaches all of them.
+        panel (`dict[str, Architecture]`, *optional*):
+            More architectures to evaluate, by name.
+        kwargs: Those of [`~transformers.Trainer`].
+
+    Raises:
+        ValueError: if the model is no supernet, the teacher does not fit the student, or the panel holds an
+            architecture outside the search space.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: SupernetTrainingArguments,
+        teacher: PreTrainedModel | None = None,
+        panel: dict[str, Architecture] | None = None,
+        **kwargs,
+    ):
+        if not hasattr(model, "search_space"):
+            raise ValueError(
+                f"SupernetTrainer trains `MosFor…` models, got a {type(model).__name__}; make a supernet with "
+                "`from_backbone`, or train an extracted subnet with transformers' Trainer."
+            )
+        self.masked_lm = hasattr(model, "lm_head")
+        self.search_space = model.search_space
+        super().__init__(model=model, args=args, **kwargs)
+        self._check_distillation(model, teacher)
+        self.teacher = None
+        if teacher is not None:
+            self.teacher = self.accelerator.prepare_model(teacher.requires_grad_(False).eval(), evaluation_mode=True)
+        self.panel = self._build_panel(panel or {})
+        self._evaluated: Architecture | None = None
+        self._components: dict[str, torch.Tensor] = {}
+        self._component_counts: dict[str, int] = defaultdict(int)
+
+    # ---- which architectures ----------------------------------------------------------------------------------------
+
+    def architectures_of_step(self, step: int) -> dict[str, Architecture]:
+        """The architectures of an optimizer step by name, a function of (seed, step)."""
+        args, space = self.args, self.search_space
+        if args.architecture_sampling == "fixed":
+            return {"default": self.accelerator.unwrap_model(self.model).default_architecture}
+        if step < args.largest_only_steps:
+            return {"largest": space.largest()}
+        generator = random.Random(f"{args.seed}/{step}")
+        drawn = {
+            f"random_{index}": space.sample(generator, args.size_biased_sampling)
+            for index in range(args.num_random_architectures)
+        }
+        if args.architecture_sampling == "random":
+            return drawn
+        return {"largest": space.largest(), "smallest": space.smallest(), **drawn}
+
+    def _build_panel(self, extra: dict[str, Architecture]) -> dict[str, Architecture]:
+        space, args = self.search_space, self.args
+        for architecture in extra.values():
+            space.validate(architecture)
+        if args.architecture_sampling == "fixed":
+            return {"default": self.accelerator.unwrap_model(self.model).default_architecture, **extra}
+        panel = {"largest": space.largest(), "smallest": space.smallest()}
+        if args.panel_uniform_widths:
+            panel |= {f"width_{found.hidden_sizes[0]}": found for found in space.uniform_architectures()}
+        generator = random.Random(f"panel/{args.seed}")
+        for index in range(args.panel_random_architectures):
+            panel[f"random_{index}"] = space.sample(generator)
+        return panel | extra
+
+    # ---- training ---------------------------------------------------------------------------------------------------
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """
+        Forward and backward of every architecture of this step on one micro-batch; returns their mean loss.
+
+        A backward pass that is not the last of the step keeps its gradients local.
+        """
+        model.train()
+        inputs = self._prepare_inputs(inputs)
+        accelerator = self.accelerator
+        deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+        architectures = self.architectures_of_step(self.state.global_step)
+        taught = bool(self.args.distillation) and len(architectures) > 1 or self.teacher is not None
+        teacher_outputs = self._teacher_outputs(inputs) if self.teacher is not None else None
+        order = list(architectures)
+        if "largest" in architectures and len(self.search_space.num_hidden_layers) > 1:
+            # The last pass is the one whose gradients are reduced across processes: it must run every layer.
+            order.remove("largest")
+            order.append("largest")
+            if taught and teacher_outputs is None:
+                with torch.no_grad(), self.compute_loss_context_manager():
+                    teacher_outputs = model(
+                        **inputs, architecture=architectures["largest"], **self._distillation_outputs()
+                    )
+
+        sync = accelerator.gradient_state.sync_gradients
+        total = torch.zeros((), device=self.args.device)
+        for position, name in enumerate(order):
+            last = position == len(order) - 1
+            if deepspeed:
+                accelerator.gradient_state._set_sync_gradients(sync and last)
+            context = contextlib.nullcontext() if last or deepspeed else accelerator.no_sync(model)
+            with context:
+                with self.compute_loss_context_manager():
+                    is_teacher = name == "largest" and self.teacher is None
+                    extra = self._distillation_outputs() if taught else {}
+                    loss, outputs = self.compute_loss(
+                        model,
+                        {**inputs, "architecture": architectures[name], **extra},
+                        return_outputs=True,
+                        num_items_in_batch=num_items_in_batch,
+                    )
+                    self._count(f"{name}_loss", loss, num_items_in_batch)
+                    if taught and not is_teacher and teacher_outputs is not None:
+                        loss = self._distil(name, loss, outputs, teacher_outputs, inputs, num_items_in_batch)
+                    elif taught and is_teacher and teacher_outputs is None:
+                        teacher_outputs = _detached(outputs)
+                loss = loss / len(order)
+                if not self._normalised_by_items(num_items_in_batch):
+                    loss = loss / self.current_gradient_accumulation_steps
+                accelerator.backward(loss, **({"scale_wrt_gas": False} if deepspeed else {}))
+            total += loss.detach()
+        accelerator.gradient_state._set_sync_gradients(sync)
+        return total
+
+    def _normalised_by_items(self, num_items_in_batch: torch.Tensor | int | None) -> bool:
+        return self.model_accepts_loss_kwargs and num_items_in_batch is not None
+
+    def _distillation_outputs(self) -> dict[str, bool]:
+        wanted = self.args.distillation or []
+        return {f"output_{name}": True for name in ("hidden_states", "attentions") if name in wanted}
+
+    def _teacher_outputs(self, inputs: dict[str, Any]):
+        with torch.no_grad(), self.compute_loss_context_manager():
+            outputs = self.teacher(
+                **{name: value for name, value in inputs.items() if name != "labels"}, **self._distillation_outputs()
+            )
+        return outputs
+
+    def _distil(self, name, hard_loss, outputs, teacher_outputs, inputs, num_items_in_batch) -> torch.Tensor:
+        args, mask = self.args, inputs.get("attention_mask")
+        loss = args.hard_label_weight * hard_loss
+        for term in args.distillation:
+            if term == "logits":
+                value = self._logit_distillation(outputs, teacher_outputs, inputs, num_items_in_batch)
+            else:
+                student, teacher = getattr(outputs, term), getattr(teacher_outputs, term)
+                student, teacher = self._chosen_layers(term, student), self._chosen_layers(term, teacher)
+                value = (hidden_state_loss if term == "hidden_states" else attention_loss)(student, teacher, mask)
+                if self._normalised_by_items(num_items_in_batch):
+                    value = value / self.current_gradient_accumulation_steps
+            self._count(f"{name}_distillation_{term}", value, num_items_in_batch)
+            loss = loss + args.distillation_weight * value
+        return loss
+
+    def _logit_distillation(self, outputs, teacher_outputs, inputs, num_items_in_batch) -> torch.Tensor:
+        student, teacher = outputs.logits, teacher_outputs.logits
+        if self.masked_lm:
+            # At the predicted positions only; sparse logits hold nothing else.
+            asked = inputs["labels"] != -100
+            student = student[asked] if student.dim() == 3 else student
+            teacher = teacher[asked] if teacher.dim() == 3 else teacher
+        losses = soft_cross_entropy(student, teacher, self.args.distillation_temperature)
+        if not self._normalised_by_items(num_items_in_batch):
+            return losses.mean()
+        value = losses.sum() / num_items_in_batch
+        if self.args.average_tokens_across_devices:
+            # As Trainer does for the hard loss: gradients are averaged over processes, items were summed.
+            value = value * self.accelerator.num_processes
+        return value
+
+    def _chosen_layers(self, term: str, states: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+        if term == "hidden_states":
+            states = states[1:]  # the embeddings' output
+        depth = len(states)
+        chosen = []
+        for layer in self.args.distillation_layers or [-1]:
+            index = layer - 1 if layer > 0 else depth + layer
+            if layer == 0 or not 0 <= index < depth:
+                raise ValueError(
+                    f"`distillation_layers` names layer {layer} of a network with {depth} layers; use 1 to {depth} or "
+                    f"-{depth} to -1."
+                )
+            chosen.append(states[index])
+        return chosen
+
+    def _check_distillation(self, model: PreTrainedModel, teacher: PreTrainedModel | None) -> None:
+        args = self.args
+        wanted = args.distillation or []
+        if teacher is not None and not wanted:
+            raise ValueError("A teacher is given but `distillation` names nothing to learn from it; try ['logits'].")
+        if not wanted:
+            return
+        if teacher is None and args.architecture_sampling != "sandwich":
+            raise ValueError(
+                "In-place distillation learns from the largest network, which architecture_sampling="
+                f"{args.architecture_sampling!r} never runs; use 'sandwich' or give a teacher."
+            )
+        if "attentions" in wanted:
+            for side in (model, teacher):
+                if side is not None and side.config._attn_implementation != "eager":
+                    raise ValueError(
+                        "Distilling attentions needs attention weights, which attn_implementation="
+                        f"{side.config._attn_implementation!r} does not return; call "
+                        '`set_attn_implementation("eager")` on student and teacher first.'
+                    )
+        if teacher is None:
+            return
+        own, given = model.config, teacher.config
+        if self.masked_lm and given.vocab_size != own.vocab_size:
+            raise ValueError(
+                f"The teacher's vocabulary has {given.vocab_size} entries, the student's {own.vocab_size}; choose a "
+                "teacher with the same tokenizer."
+            )
+        if not self.masked_lm and given.num_labels != own.num_labels:
+            raise ValueError(
+                f"The teacher has {given.num_labels} labels, the student {own.num_labels}; choose a teacher "
+                "fine-tuned on the same task."
+            )
+        if "hidden_states" in wanted and given.hidden_size != own.hidden_size:
+            raise ValueError(
+                f"The teacher's hidden size is {given.hidden_size}, the student's {own.hidden_size}; distil 'logits' "
+                "only, or choose a teacher of that width."
+            )
+
+    # ---- logging ----------------------------------------------------------------------------------------------------
+
+    def _count(self, name: str, value: torch.Tensor, num_items_in_batch: torch.Tensor | int | None) -> None:
+        """Adds a loss component to what the next log averages; no synchronisation with the device."""
+        value = value.detach().float()
+        if not self._normalised_by_items(num_items_in_batch):
+            value = value / self.current_gradient_accumulation_steps
+        self._components[name] = self._components.get(name, 0) + value
+        if self.accelerator.gradient_state.sync_gradients:
+            self._component_counts[name] += 1
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self._components:
+            names = sorted(self._components)
+            values = torch.stack([self._components[name] / max(self._component_counts[name], 1) for name in names])
+            values = self.accelerator.reduce(values, reduction="mean")
+            logs.update(zip(names, values.tolist(), strict=True))
+            self._components.clear()
+            self._component_counts.clear()
+        super().log(logs, start_time)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        tokens = inputs.get("input_ids")
+        if tokens is None:
+            return 0
+        cost = self.accelerator.unwrap_model(self.model).flop_cost(tokens.shape[1])
+        architectures = self.architectures_of_step(self.state.global_step).values()
+        return int(3 * tokens.shape[0] * sum(cost(architecture) for architecture in architectures))
+
+    # ---- evaluation -------------------------------------------------------------------------------------------------
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Evaluates every architecture of the panel; metrics are prefixed with `{metric_key_prefix}_{name}`."""
+        if isinstance(self.eval_dataset if eval_dataset is None else eval_dataset, dict):
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        metrics: dict[str, float] = {}
+        for name, architecture in self.panel.items():
+            metrics |= self.evaluate_architecture(
+                architecture, eval_dataset, ignore_keys, f"{metric_key_prefix}_{name}"
+            )
+        losses = [metrics[key] for name in self.panel if (key := f"{metric_key_prefix}_{name}_loss") in metrics]
+        if losses:
+            metrics[f"{metric_key_prefix}_loss"] = sum(losses) / len(losses)
+        return metrics
+
+    def evaluate_architecture(
+        self, architecture: Architecture, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Evaluates one architecture."""
+        with self.evaluating(architecture):
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
+    @contextlib.contextmanager
+    def evaluating(self, architecture: Architecture):
+        """Inside, `predict` and `evaluation_loop` run `architecture`."""
+        self.search_space.validate(architecture)
+        previous, self._evaluated = self._evaluated, architecture
+        try:
+            yield
+        finally:
+            self._evaluated = previous
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        inputs = {**inputs, "architecture": self._evaluated or next(iter(self.panel.values()))}
+        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+
+
+def _detached(outputs):
+    def detach(value):
+        if torch.is_tensor(value):
+            return value.detach()
+        return tuple(detach(entry) for entry in value) if isinstance(value, tuple) else value
+
+    return type(outputs)(**{name: detach(value) for name, value in outputs.items()})
