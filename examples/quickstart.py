@@ -134,12 +134,13 @@ def largest_difference(supernet: MosForMaskedLM, subnet, architecture: Architect
         return (supernet(**batch, architecture=architecture).logits - subnet(**batch).logits).abs().max().item()
 
 
-def plot(rows: list[dict], chosen: str, path: Path) -> None:
+def plot(rows: list[dict], chosen: str, path: Path) -> bool:
+    """Draws parameters against perplexity; whether there is something to draw with."""
     try:
         import matplotlib
     except ImportError:
         logger.warning("matplotlib is not installed, so there is no plot; pip install 'elastic-encoders[plots]'.")
-        return
+        return False
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -156,6 +157,7 @@ def plot(rows: list[dict], chosen: str, path: Path) -> None:
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
+    return True
 
 
 def print_table(rows: list[dict], chosen: str) -> None:
@@ -211,11 +213,11 @@ def main(arguments: Sequence[str] | None = None) -> dict:
         guesses = ", ".join(f"{guess['token_str']} {guess['score']:.2f}" for guess in fill(" ".join(words), top_k=3))
         print(f"  {' '.join(words)}\n    was: {hidden}   guesses: {guesses}")
 
-    plot(rows, best["name"], folder / "subnets.png")
+    plotted = plot(rows, best["name"], folder / "subnets.png")
     heading("Summary")
     print_table(rows, best["name"])
     print(f"subnet against the slice inside the supernet: largest difference of a logit {difference:.1e}")
-    print(f"written: {subnet_folder} (the subnet), {folder / 'subnets.png'} (the plot)")
+    print(f"written: {subnet_folder} (the subnet)" + (f", {folder / 'subnets.png'} (the plot)" if plotted else ""))
     return {"rows": rows, "best": best["name"], "difference": difference}
 
 

@@ -44,12 +44,9 @@ _HEADS = {
 }
 for _config_class in (MosConfig, MosSubnetConfig):
     AutoConfig.register(_config_class.model_type, _config_class)
-    _config_class.register_for_auto_class()
 for _auto_class, _model_classes in _HEADS.items():
     for _config_class, _model_class in zip((MosConfig, MosSubnetConfig), _model_classes, strict=True):
         _auto_class.register(_config_class, _model_class)
-        # A saved folder carries the code, so that it loads with trust_remote_code where this package is missing.
-        _model_class.register_for_auto_class(_auto_class.__name__)
 
 
 __all__ = [

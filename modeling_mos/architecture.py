@@ -2,6 +2,7 @@
 # Licensed under the Apache License, Version 2.0: http://www.apache.org/licenses/LICENSE-2.0
 """Architectures of subnets, the spaces they are drawn from, and what they cost. Plain Python, no torch."""
 
+import bisect
 import difflib
 import itertools
 import math
@@ -112,7 +113,7 @@ class Architecture:
     def __post_init__(self):
         for name in ("hidden_sizes", "intermediate_sizes", "num_attention_heads"):
             values = getattr(self, name)
-            if isinstance(values, (str, int, float)) or not all(
+            if not isinstance(values, Sequence) or not all(
                 isinstance(value, int) and not isinstance(value, bool) and value > 0 for value in values
             ):
                 raise ValueError(f"`{name}` must hold one positive integer a layer, got {values!r}.")
@@ -155,7 +156,7 @@ class Architecture:
         keys = {"hidden_sizes", "intermediate_sizes", "num_attention_heads"}
         if set(data) != keys:
             raise ValueError(f"An architecture has the keys {sorted(keys)}, got {sorted(data)}.")
-        return cls(**{key: tuple(values) for key, values in data.items()})
+        return cls(**data)
 
     def __str__(self) -> str:
         def short(values: tuple[int, ...]) -> str:
@@ -286,6 +287,11 @@ class SearchSpace:
     minimum_intermediate_ratio: float = 0
 
     def __post_init__(self):
+        if not isinstance(self.bottleneck, bool):
+            raise ValueError(f"`bottleneck` is true or false, got {self.bottleneck!r}.")
+        minimum = self.minimum_intermediate_ratio
+        if isinstance(minimum, bool) or not isinstance(minimum, (int, float)) or minimum < 0:
+            raise ValueError(f"`minimum_intermediate_ratio` must be a number of at least 0, got {minimum!r}.")
         if (self.intermediate_sizes is None) == (self.intermediate_ratios is None):
             raise ValueError(
                 "A search space has either `intermediate_sizes` or `intermediate_ratios`, got "
@@ -463,11 +469,16 @@ class SearchSpace:
                 filled.append(choices[0])
             return tuple(filled)
 
+        def fitting(index: int, part: int) -> list[int]:
+            # A width that is not in the space has none; `validate` says so below.
+            choices = sorted({choice[part] for choice in self.layer_choices if choice[0] == widths[index]})
+            return choices or [max(choice[part] for choice in self.layer_choices)]
+
         widths = each_layer("hidden_sizes", lambda index: self.hidden_sizes)
         architecture = Architecture(
             widths,
-            each_layer("intermediate_sizes", lambda index: self._intermediate_choices(widths[index])),
-            each_layer("num_attention_heads", lambda index: self.num_attention_heads),
+            each_layer("intermediate_sizes", lambda index: fitting(index, 1)),
+            each_layer("num_attention_heads", lambda index: fitting(index, 2)),
         )
         self.validate(architecture)
         return architecture
@@ -478,6 +489,11 @@ class SearchSpace:
             ValueError: if `architecture` is not in the space; the message names the first size that is not, and the
                 nearest one that is.
         """
+        if not isinstance(architecture, Architecture):
+            raise ValueError(
+                f"Expected an Architecture, got {architecture!r}; make one with `search_space.architecture(...)`, or "
+                "with `Architecture.from_dict(...)`."
+            )
         problem = self._problem(architecture)
         if problem:
             raise ValueError(f"The architecture {architecture} is not in the search space: {problem}")
@@ -590,11 +606,14 @@ class SearchSpace:
             if feasible:
                 return self._draw_different(feasible, count, generator, size_biased)
         found: dict[Architecture, None] = {}
-        if ends:
-            draw = chain.drawer(ends)
-            for _ in range(200 * count + 2_000):
+        # Whole draws meet all but very narrow windows, for which the first layers are looked up by their exact cost.
+        for make, tries in ((chain.drawer, 200 * count + 2_000), (chain.completer, 20 * count + 2_000)):
+            if not ends or found:
+                break
+            draw = make(ends, limits) if make == chain.completer else make(ends)
+            for _ in range(tries):
                 candidate = draw(generator)
-                if candidate not in found and all(limit.holds(candidate) for limit in limits):
+                if candidate and candidate not in found and all(limit.holds(candidate) for limit in limits):
                     found[candidate] = None
                     if len(found) == count:
                         break
@@ -861,6 +880,45 @@ class _ChainCounts:
                 choice, width, packed, _ = generator.choices(steps, weights=[step[3] for step in steps])[0]
                 layers.append(choice)
             return _stack(layers[::-1])
+
+        return draw
+
+    def completer(
+        self, ends: list[tuple[int, int, int, float]], limits: Sequence[Limit]
+    ) -> Callable[[random.Random], Architecture | None]:
+        """
+        Draws the later layers from the counts, and the first ones among all that bring the first limit's exact cost
+        into its window; `None` where there are none.
+        """
+        cumulative = list(itertools.accumulate(end[3] for end in ends))
+        entry, layer, transition, exit = limits[0].cost._tables
+        low, high = limits[0].bounds
+        shallowest = min(self.space.num_hidden_layers)
+        known = 1
+        while known < shallowest - 1 and len(self.space.layer_choices) ** (known + 1) <= 20_000:
+            known += 1
+        starts: dict[int, list[tuple[float, tuple]]] = {width: [] for width in self.space.hidden_sizes}
+        for layers in itertools.product(self.space.layer_choices, repeat=known):
+            cost = entry[layers[0][0]] + sum(layer[choice] for choice in layers)
+            cost += sum(transition[before[0], after[0]] for before, after in itertools.pairwise(layers))
+            starts[layers[-1][0]].append((cost, layers))
+        for chains in starts.values():
+            chains.sort()
+
+        def draw(generator: random.Random) -> Architecture | None:
+            index, width, packed, _ = generator.choices(ends, cum_weights=cumulative)[0]
+            rest, cost = [], exit[width]
+            for position in range(index, known - 1, -1):
+                steps = self._steps(position, width, packed)
+                choice, width, packed, _ = generator.choices(steps, weights=[step[3] for step in steps])[0]
+                rest.append(choice)
+                cost += layer[choice] + transition[width, choice[0]]
+            chains = starts[width]
+            first = bisect.bisect_left(chains, low - cost, key=lambda chain: chain[0])
+            last = bisect.bisect_right(chains, high - cost, key=lambda chain: chain[0])
+            if first == last:
+                return None
+            return _stack([*chains[generator.randrange(first, last)][1], *rest[::-1]])
 
         return draw
 

@@ -52,7 +52,8 @@ class MosConfig(MosBackboneConfig):
     The other arguments are those of [`~transformers.BertConfig`] and describe the largest architecture.
 
     Raises:
-        ValueError: on contradictory options or a search space that does not fit; the message says the way out.
+        StrictDataclassClassValidationError, ValueError: on contradictory options or a search space that does not fit;
+            the message says the way out.
     """
 
     model_type = "mos"

@@ -16,6 +16,10 @@ from .architecture import Architecture
 class MosBackboneConfig(PreTrainedConfig):
     """What a supernet and its subnets keep of the BERT-like backbone they come from. Not used on its own."""
 
+    # With an auto class, here and in the models, a saved folder carries its code and opens with trust_remote_code
+    # where this package is missing. Set in the files that travel, so that it also holds for what is saved there.
+    _auto_class = "AutoConfig"
+
     vocab_size: int = 30522
     hidden_size: int = 768
     num_hidden_layers: int = 12
@@ -86,7 +90,8 @@ class MosSubnetConfig(MosBackboneConfig):
     The other arguments are those of [`~transformers.BertConfig`].
 
     Raises:
-        ValueError: if the three lists differ in length, or a width is not divisible by its heads.
+        StrictDataclassClassValidationError: if the three lists differ in length, or a width is not divisible by its
+            heads.
     """
 
     model_type = "mos_subnet"

@@ -21,6 +21,7 @@ from transformers.modeling_utils import PreTrainedModel
 from .architecture import Architecture, suggestion
 from .configuration_mos import MosConfig
 from .configuration_mos_subnet import MosBackboneConfig, MosSubnetConfig
+from .modeling_mos import merge_bottlenecks
 from .modeling_mos_subnet import (
     MosSubnetForMaskedLM,
     MosSubnetForQuestionAnswering,
@@ -69,16 +70,8 @@ _BACKBONE_FIELDS = (
     "classifier_dropout",
     "tie_word_embeddings",
 )
-_LOADING_ARGUMENTS = (
-    "attn_implementation",
-    "cache_dir",
-    "dtype",
-    "force_download",
-    "local_files_only",
-    "revision",
-    "subfolder",
-    "token",
-)
+_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+_LOADING_ARGUMENTS = ("attn_implementation", "dtype", *_HUB_ARGUMENTS)
 _BACKBONE_OVERRIDES = ("num_labels", "id2label", "label2id", "problem_type")
 
 
@@ -106,8 +99,7 @@ def supernet_from_backbone(supernet_class: type, backbone: str | PreTrainedModel
             raise ValueError(f"{loading} only apply when a name or folder is given, not a loaded model.")
         _check_family(backbone.config)
     else:
-        hub = {name: kwargs[name] for name in _LOADING_ARGUMENTS if name in kwargs and name not in ("dtype",)}
-        hub.pop("attn_implementation", None)
+        hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
         _check_family(AutoConfig.from_pretrained(backbone, **hub))
         backbone = _auto_class(supernet_class).from_pretrained(backbone, **kwargs)
         kwargs = {}
@@ -230,8 +222,6 @@ def _build(model_class, config, supernet: PreTrainedModel, **kwargs) -> PreTrain
 def _extract_with_bottlenecks(
     supernet: PreTrainedModel, architecture: Architecture, kind: str, common: dict[str, Any]
 ) -> PreTrainedModel:
-    from .modeling_mos import merge_bottlenecks
-
     common.update(
         hidden_sizes=list(architecture.hidden_sizes),
         intermediate_sizes=list(architecture.intermediate_sizes),
@@ -246,23 +236,23 @@ def _extract_with_bottlenecks(
     pooling = {"add_pooling_layer": source.pooler is not None} if kind == "MosModel" else {}
     subnet = _build(_SUBNET_CLASSES[kind], config, supernet, **pooling)
     target = subnet.base_model
-    _copy_embeddings(source.embeddings, target.embeddings)
+    target.embeddings.load_state_dict(source.embeddings.state_dict())
+    encoding = source.encode(architecture)
     for index, (layer, given) in enumerate(zip(target.layers, source.layers, strict=False)):
         width = architecture.hidden_sizes[index]
         if index == 0:
             _copy(given.input_bottleneck, layer.projection)
         else:
             before, previous = source.layers[index - 1], architecture.hidden_sizes[index - 1]
-            _assign(
-                layer.projection, *merge_bottlenecks(before.output_bottleneck, given.input_bottleneck, previous, width)
-            )
+            merged = merge_bottlenecks(before.output_bottleneck, given.input_bottleneck, previous, width)
+            _assign(layer.projection, *merged)
         for name in ("query", "key", "value", "output"):
             _copy(getattr(given.attention, name), getattr(layer.attention, name))
         _copy(given.attention_norm, layer.attention_norm)
         _copy(given.output_norm, layer.output_norm)
-        first_weight, first_bias, second_weight, second_bias = _mixed_layer(source, given, architecture)
-        _assign(layer.intermediate, first_weight, first_bias)
-        _assign(layer.output, second_weight, second_bias)
+        mixed = given.feed_forward.mixed_weights(encoding, architecture)
+        _assign(layer.intermediate, *mixed[:2])
+        _assign(layer.output, *mixed[2:])
     _copy(source.layers[architecture.num_hidden_layers - 1].output_bottleneck, target.projection)
     if source.pooler is not None:
         _copy(source.pooler.dense, target.pooler.dense)
@@ -270,10 +260,6 @@ def _extract_with_bottlenecks(
         if hasattr(supernet, name):
             getattr(subnet, name).load_state_dict(getattr(supernet, name).state_dict())
     return subnet
-
-
-def _mixed_layer(source: nn.Module, layer: nn.Module, architecture: Architecture) -> tuple[torch.Tensor, ...]:
-    return layer.feed_forward.mixed_weights(source.encode(architecture), architecture)
 
 
 def _extract_stock(
@@ -286,6 +272,9 @@ def _extract_stock(
         num_attention_heads=heads,
         num_hidden_layers=architecture.num_hidden_layers,
     )
+    if kind == "MosForQuestionAnswering":
+        # The stock classes take the two outputs of this head from `num_labels`.
+        common.pop("id2label"), common.pop("label2id")
     config = AutoConfig.for_model(supernet.config.backbone_model_type, **common)
     # The mapping knows the stock class of the family (BertForMaskedLM, RobertaForMaskedLM, …).
     model_class = _AUTO_CLASSES[kind]._model_mapping[type(config)]
@@ -295,6 +284,7 @@ def _extract_stock(
     target = subnet.base_model
     for name in ("word_embeddings", "position_embeddings", "token_type_embeddings"):
         getattr(target.embeddings, name).weight.copy_(getattr(source.embeddings, name).weight[:, :width])
+    encoding = source.encode(architecture)
     _copy(source.embeddings.norm, target.embeddings.LayerNorm)
     for given, layer in zip(source.layers, target.encoder.layer, strict=False):
         for name in ("query", "key", "value"):
@@ -302,9 +292,9 @@ def _extract_stock(
         _copy(given.attention.output, layer.attention.output.dense)
         _copy(given.attention_norm, layer.attention.output.LayerNorm)
         _copy(given.output_norm, layer.output.LayerNorm)
-        first_weight, first_bias, second_weight, second_bias = _mixed_layer(source, given, architecture)
-        _assign(layer.intermediate.dense, first_weight, first_bias)
-        _assign(layer.output.dense, second_weight, second_bias)
+        mixed = given.feed_forward.mixed_weights(encoding, architecture)
+        _assign(layer.intermediate.dense, *mixed[:2])
+        _assign(layer.output.dense, *mixed[2:])
     if source.pooler is not None:
         _copy(source.pooler.dense, target.pooler.dense)
     for stock, own in _head_pairs(subnet, supernet):
@@ -314,10 +304,6 @@ def _extract_stock(
         head = subnet.cls.predictions if hasattr(subnet, "cls") else subnet.lm_head
         head.bias.copy_(supernet.lm_head.decoder.bias)
     return subnet
-
-
-def _copy_embeddings(source: nn.Module, target: nn.Module) -> None:
-    target.load_state_dict(source.state_dict())
 
 
 def _assign(linear: nn.Linear, weight: torch.Tensor, bias: torch.Tensor) -> None:

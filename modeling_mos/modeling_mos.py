@@ -12,7 +12,7 @@ combined. One layer at width d, feed-forward f (D is the backbone's width):
     y = norm(FFN(a) + a)                             FFN weights = sum over experts of p_e(architecture) * W_e
     h = output_bottleneck(y)           d -> D
 
-There is no skip connection on the D-wide stream, so output_bottleneck and the next input_bottleneck are one affine map.
+There is no skip connection on the D-wide stream: output_bottleneck and the next input_bottleneck are one affine map.
 """
 
 import random
@@ -435,13 +435,15 @@ class MosPreTrainedModel(PreTrainedModel):
             return attention_and_norms + 2 * width * intermediate + intermediate + width
 
         if not space.bottleneck:
+            # Without tying, the stock classes hold a second vocabulary bias, which they do not use.
+            unused = config.vocab_size if hasattr(self, "lm_head") and not config.tie_word_embeddings else 0
             return CostTable.tabulate(
                 "parameters",
                 space,
                 entry=lambda width: embedded * width,
                 layer=layer,
                 transition=lambda width, following: 0,
-                exit=lambda width: self._head_costs(config, width, 1)[0],
+                exit=lambda width: self._head_costs(config, width, 1)[0] + unused,
             )
         head = self._head_costs(config, stream, 1)[0]
         return CostTable.tabulate(
@@ -565,6 +567,8 @@ class MosModel(MosPreTrainedModel):
     The bare supernet: `last_hidden_state` of shape `(batch, tokens, hidden_size)`; in a space without bottlenecks
     `(batch, tokens, width of the architecture)`.
     """
+
+    _auto_class = "AutoModel"
 
     def __init__(self, config: MosConfig, add_pooling_layer: bool = True):
         super().__init__(config)

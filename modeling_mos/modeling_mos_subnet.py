@@ -8,6 +8,8 @@ layer's width, post-norm self-attention and feed-forward at width d_l; after the
 `hidden_size`. The embeddings, the heads and the slicing layers below are shared with the supernet.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -206,6 +208,7 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor, config) -> t
 class MaskedLMHeadMixin:
     """Masked language modeling on top of `base_model`."""
 
+    _auto_class = "AutoModelForMaskedLM"
     _tied_weights_keys = {}
     # The loss is divided by `num_items_in_batch`, so that accumulated micro-batches equal one large batch.
     accepts_loss_kwargs = True
@@ -266,7 +269,9 @@ class MaskedLMHeadMixin:
         if labels is not None:
             scores, targets = logits.view(-1, logits.shape[-1]).float(), labels.reshape(-1)
             loss = F.cross_entropy(scores, targets, reduction="sum")
-            loss = loss / ((targets != -100).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
+            # A batch, or a whole optimizer step, may hold no labelled token.
+            items = (targets != -100).sum() if num_items_in_batch is None else num_items_in_batch
+            loss = loss / (items.clamp(min=1) if torch.is_tensor(items) else max(items, 1))
         return MaskedLMOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
@@ -274,6 +279,8 @@ class MaskedLMHeadMixin:
 
 class SequenceClassificationHeadMixin:
     """Classification (single- or multi-label) or regression of the first token, on top of `base_model`."""
+
+    _auto_class = "AutoModelForSequenceClassification"
 
     def _add_head(self, config):
         self.classifier = MosClassificationHead(config)
@@ -312,6 +319,8 @@ class SequenceClassificationHeadMixin:
 
 class TokenClassificationHeadMixin:
     """Classification of every token, on top of `base_model`."""
+
+    _auto_class = "AutoModelForTokenClassification"
 
     def _add_head(self, config):
         self.dropout = nn.Dropout(_classifier_dropout(config))
@@ -353,6 +362,8 @@ class TokenClassificationHeadMixin:
 
 class QuestionAnsweringHeadMixin:
     """Start and end of an answer span, on top of `base_model`."""
+
+    _auto_class = "AutoModelForQuestionAnswering"
 
     def _add_head(self, config):
         self.qa_outputs = ElasticLinear(config.hidden_size, 2)
@@ -396,6 +407,92 @@ class QuestionAnsweringHeadMixin:
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    @torch.no_grad()
+    def predict_spans(
+        self,
+        tokenizer,
+        question: str,
+        context: str,
+        top_k: int = 1,
+        max_length: int = 384,
+        stride: int = 128,
+        max_answer_length: int = 30,
+        batch_size: int = 8,
+        **kwargs,
+    ) -> list[dict[str, Any]]:
+        """
+        Answers a question from a context of any length, which a window slides over (transformers 5 has no
+        question answering pipeline).
+
+        Args:
+            tokenizer: The model's (fast) tokenizer.
+            question, context (`str`): The texts.
+            top_k (`int`, *optional*, defaults to 1): How many different answers to return, best first.
+            max_length, stride (`int`, *optional*, defaults to 384 and 128): Tokens of a window, the question included,
+                and how many of them neighbouring windows share; both shrink to what the model can take.
+            max_answer_length (`int`, *optional*, defaults to 30): Longest answer in tokens.
+            batch_size (`int`, *optional*, defaults to 8): Windows evaluated at once.
+            kwargs: Passed to the model, such as `architecture`.
+
+        Returns:
+            `list[dict]` with `answer`, `start` and `end` (characters of the context) and `score` (probability among
+            the spans considered). Fewer than `top_k` where the context has fewer spans.
+
+        Raises:
+            ValueError: if the context is empty or the question leaves no room for it.
+        """
+        if not context.strip():
+            raise ValueError("The context is empty; there is nothing to answer from.")
+        config = self.config
+        positions = config.max_position_embeddings - (config.pad_token_id + 1 if config.roberta_layout else 0)
+        max_length = min(max_length, positions)
+        asked = len(tokenizer(question, add_special_tokens=False)["input_ids"])
+        room = max_length - asked - tokenizer.num_special_tokens_to_add(pair=True)
+        if room < 1:
+            raise ValueError(
+                f"The question takes {max_length - room} of {max_length} tokens, which leaves no room for the "
+                "context; shorten it or raise max_length."
+            )
+        windows = tokenizer(
+            question,
+            context,
+            truncation="only_second",
+            max_length=max_length,
+            stride=min(stride, room - 1),
+            padding=True,
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+            return_tensors="pt",
+        )
+        names = [name for name in tokenizer.model_input_names if name in windows]
+        was_training = self.training
+        self.eval()
+        best: dict[tuple[int, int], float] = {}
+        for first in range(0, len(windows["input_ids"]), batch_size):
+            chunk = slice(first, first + batch_size)
+            outputs = self(**{name: windows[name][chunk].to(self.device) for name in names}, **kwargs)
+            for index, (starts, ends) in enumerate(
+                zip(outputs.start_logits.float().cpu(), outputs.end_logits.float().cpu(), strict=True), start=first
+            ):
+                inside = torch.tensor([part == 1 for part in windows.sequence_ids(index)])
+                scores = starts[:, None] + ends[None, :]
+                allowed = inside[:, None] & inside[None, :]
+                allowed = allowed.triu() & ~allowed.triu(diagonal=max_answer_length)
+                scores = scores.masked_fill(~allowed, -torch.inf).flatten()
+                kept = min(20 * top_k, int(allowed.sum()))
+                for score, position in zip(*(found.tolist() for found in scores.topk(kept)), strict=True):
+                    start, end = divmod(position, len(starts))
+                    offsets = windows["offset_mapping"][index]
+                    span = (int(offsets[start][0]), int(offsets[end][1]))
+                    best[span] = max(score, best.get(span, -torch.inf))
+        self.train(was_training)
+        ranked = sorted(best.items(), key=lambda item: (-item[1], item[0]))
+        probabilities = torch.tensor([score for _, score in ranked]).softmax(dim=0).tolist()
+        return [
+            {"answer": context[start:end], "start": start, "end": end, "score": probability}
+            for ((start, end), _), probability in zip(ranked[:top_k], probabilities, strict=False)
+        ]
 
 
 # ---- the subnet -----------------------------------------------------------------------------------------------------
@@ -456,6 +553,8 @@ class MosSubnetPreTrainedModel(PreTrainedModel):
 
 class MosSubnetModel(MosSubnetPreTrainedModel):
     """The bare subnet: `last_hidden_state` of shape `(batch, tokens, hidden_size)`."""
+
+    _auto_class = "AutoModel"
 
     def __init__(self, config: MosSubnetConfig, add_pooling_layer: bool = True):
         super().__init__(config)

@@ -76,8 +76,8 @@ def test_architecture_str_is_short():
 @pytest.mark.parametrize(
     "values, message",
     [
-        (([16, 36], [11], [2, 2]), "must have one entry a layer, got 2, 1 and 2 entries"),
-        (([], [], []), "must have one entry a layer, got 0, 0 and 0 entries"),
+        (([16, 36], [11], [2, 2]), "must have one entry a layer, got 2, 1 and 2"),
+        (([], [], []), "must have one entry a layer, got 0, 0 and 0"),
         (([16, -4], [11, 11], [2, 2]), r"`hidden_sizes` must hold one positive integer a layer, got \[16, -4\]"),
         (([16, 36], [11, 1.5], [2, 2]), "`intermediate_sizes` must hold one positive integer a layer"),
         (([16, 36], [11, 11], [2, True]), "`num_attention_heads` must hold one positive integer a layer"),
@@ -612,7 +612,7 @@ def test_impossible_limits_of_bert_base(bert_base, limits, message):
         bert_base.sample_architecture(**limits)
 
 
-@pytest.mark.parametrize("width", [500_000, 5_000])
+@pytest.mark.parametrize("width", [500_000, 5_000, 0])
 def test_every_architecture_has_a_window_that_finds_it(bert_base, width):
     for seed in range(3):
         size = bert_base.count_parameters(bert_base.search_space.sample(seed=seed))
@@ -699,3 +699,42 @@ def test_encoding_of_a_size_that_the_other_rules_fix():
 
 def test_nothing_elastic_has_no_encoding():
     assert resolve({}, SMALL).encoding_size() == 0
+
+
+@pytest.mark.parametrize("bad", ["60m", None, {"hidden_sizes": [48]}])
+def test_what_is_no_architecture_is_refused_with_a_sentence(bad):
+    space = SearchSpace.resolve({"hidden_sizes": [16, 48]}, 48, 37, 4, 3)
+    assert bad not in space
+    with pytest.raises(ValueError, match="Expected an Architecture, got .*search_space.architecture"):
+        space.validate(bad)
+
+
+@pytest.mark.parametrize("sizes", [((4,), None, (2,)), (4, (8,), (2,)), ((4,), "8", (2,)), ((4,), (8.0,), (2,))])
+def test_sizes_that_are_no_lists_of_integers(sizes):
+    with pytest.raises(ValueError, match="must hold one positive integer a layer, got"):
+        Architecture(*sizes)
+    keys = ("hidden_sizes", "intermediate_sizes", "num_attention_heads")
+    with pytest.raises(ValueError, match="must hold one positive integer a layer, got"):
+        Architecture.from_dict(dict(zip(keys, sizes, strict=True)))
+
+
+@pytest.mark.parametrize(
+    "spec, message",
+    [
+        ({"bottleneck": "no"}, "`bottleneck` is true or false, got 'no'"),
+        ({"minimum_intermediate_ratio": "a"}, "must be a number of at least 0, got 'a'"),
+        ({"minimum_intermediate_ratio": -1}, "must be a number of at least 0, got -1"),
+    ],
+)
+def test_flags_and_numbers_of_a_space_are_checked(spec, message):
+    with pytest.raises(ValueError, match=message):
+        SearchSpace.resolve({"hidden_sizes": [16, 48], **spec}, 48, 37, 4, 3)
+
+
+def test_what_the_rules_fix_is_filled_in():
+    spec = {"hidden_sizes": [18, 48], "intermediate_sizes": [20, 96], "num_attention_heads": [2, 3]}
+    space = SearchSpace.resolve({**spec, "minimum_intermediate_ratio": 2}, 48, 96, 3, 2)
+    # 48 leaves one feed-forward size that is at least twice as wide; 18 leaves one as well.
+    assert space.architecture([48, 18], num_attention_heads=3).intermediate_sizes == (96, 96)
+    with pytest.raises(ValueError, match="is 20 wide"):
+        space.architecture([48, 20], num_attention_heads=2)

@@ -243,7 +243,7 @@ def test_a_search_space_that_holds_one_architecture_needs_no_routing():
 @pytest.mark.parametrize(
     "overrides, message",
     [
-        ({"hidden_sizes": [16, 48]}, "must have one entry a layer, got 2, 3 and 3 entries"),
+        ({"hidden_sizes": [16, 48]}, "must have one entry a layer, got 2, 3 and 3"),
         ({"num_attention_heads": [3, 4, 4]}, "Layer 0: the hidden size 16 is not divisible by its 3 attention heads"),
         ({"intermediate_sizes": [0, 1, 2]}, "`intermediate_sizes` must hold one positive integer a layer"),
         ({"hidden_sizes": "16"}, "hidden_sizes"),

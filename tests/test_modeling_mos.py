@@ -1,6 +1,6 @@
 # Copyright 2026 The elastic-encoders authors.
 # Licensed under the Apache License, Version 2.0: http://www.apache.org/licenses/LICENSE-2.0
-"""Supernets: published counts, slicing, expert mixing and routing, losses. What all models share is tested elsewhere."""
+"""Supernets: published counts, slicing, experts and routers, losses. What all models share is tested elsewhere."""
 
 import re
 
@@ -286,7 +286,9 @@ def test_gradients_outside_the_slice_are_zero(routing, space, head):
             inside = used(name, value, architecture, model.config)
             gradient = torch.zeros_like(value) if value.grad is None else value.grad
             assert not gradient[~inside].any(), name
-            if inside.any() and "key.bias" not in name and "embeddings" not in name:
+            # (Two biases shift all scores of a softmax alike, and not every word is in the batch.)
+            blind = name.endswith(("key.bias", "qa_outputs.bias")) or "embeddings" in name
+            if inside.any() and not blind:
                 assert gradient[inside].any(), name
 
 
@@ -347,7 +349,7 @@ def test_crossing_bottlenecks_in_one_step_or_two(monkeypatch):
     for name, gradient in found[False][1].items():
         assert (gradient is None) is (found[True][1][name] is None)
         if gradient is not None:
-            assert_close(found[True][1][name], gradient, atol=1e-5)
+            assert_close(found[True][1][name], gradient)
 
 
 @pytest.mark.parametrize("tokens", [1, 16, 1_000])
@@ -397,6 +399,7 @@ def test_expert_starts(num_experts):
 @pytest.mark.parametrize("average", [False, True])
 def test_probabilities_sum_to_one(routing, average):
     model = tiny_supernet("base", routing=routing, num_experts=4, average_last_expert=average)
+    spread = []
     for architecture in some_architectures(model):
         encoding = model.encode(architecture)
         for layer, (width, intermediate, _) in zip(model.layers, architecture.layers, strict=False):
@@ -406,7 +409,9 @@ def test_probabilities_sum_to_one(routing, average):
             for shares in (first, second):
                 assert shares.shape[1] == 4 - average
                 assert_close(shares.sum(dim=-1), torch.ones(len(shares)))
-                assert (shares > 0).all() and shares.std(dim=-1).max() > 0.01
+                assert (shares > 0).all()
+                spread.append(shares.std(dim=-1).max())
+    assert max(spread) > 0.05
 
 
 def test_neuron_routing_of_a_slice_is_the_leading_part_of_the_whole():
@@ -468,12 +473,12 @@ def test_identical_experts_leave_the_router_without_a_gradient(routing):
             for name in ("input_weight", "input_bias", "output_weight", "output_bias"):
                 experts = getattr(layer.feed_forward, name)
                 experts.copy_(experts[:1].expand_as(experts))
-    assert max(gradient.abs().max() for gradient in router_gradients(model)) < 1e-6
+    assert max(gradient.abs().max() for gradient in router_gradients(model)) < 1e-5
     with torch.no_grad():
         for layer in model.mos.layers:
             layer.feed_forward.input_weight[1].mul_(1.1)
     assert min(gradient.abs().max() for gradient in router_gradients(model)) > 0
-    assert max(gradient.abs().max() for gradient in router_gradients(model)) > 1e-4
+    assert max(gradient.abs().max() for gradient in router_gradients(model)) > 1e-3
 
 
 @each_router
@@ -485,13 +490,13 @@ def test_delta_start_is_the_backbone_and_awake(routing, num_experts):
     assert_close(model(**batch).logits, backbone(**batch).logits)
     experts = model.mos.layers[0].feed_forward.input_weight
     assert not torch.allclose(experts[0], experts[1])
-    outputs = [value.grad for name, value in _gradients(model).items() if "router.output" in name]
-    assert outputs and all(gradient.abs().max() > 1e-6 for gradient in outputs)
+    awake = [value.grad.abs().max() for name, value in _gradients(model).items() if "router.output" in name]
     copies = MosForMaskedLM.from_backbone(
         backbone, search_space=ELASTIC, routing=routing, num_experts=num_experts, expert_start="copies"
     )
-    asleep = [value.grad for name, value in _gradients(copies).items() if "router.output" in name]
-    assert all(gradient.abs().max() < 1e-7 for gradient in asleep)
+    asleep = [value.grad.abs().max() for name, value in _gradients(copies).items() if "router.output" in name]
+    # (Only rounding is left of three shares that sum to one.)
+    assert min(awake) > 1e-4 and max(asleep) < 1e-6, (awake, asleep)
 
 
 def _gradients(model) -> dict[str, nn.Parameter]:
@@ -749,3 +754,11 @@ def test_floating_point_ops_are_those_of_the_default_architecture():
     assert model.floating_point_ops(batch) == 3 * 3 * model.count_flops(sequence_length=11)
     assert model.count_flops() < model.count_flops(model.search_space.largest())
     assert model.floating_point_ops({"inputs_embeds": torch.zeros(3, 11, 48)}) == 0
+
+
+@pytest.mark.parametrize("items", [None, 0, torch.tensor(0)])
+def test_a_step_without_labelled_tokens_has_a_loss_of_zero(items):
+    model = tiny_supernet("masked-lm").train()
+    batch = make_batch(model.config)
+    loss = model(**batch, labels=torch.full_like(batch["input_ids"], -100), num_items_in_batch=items).loss
+    assert loss.item() == 0

@@ -22,8 +22,8 @@ class SupernetTrainingArguments(TrainingArguments):
     architecture_sampling: str = field(
         default="sandwich",
         metadata={
-            "help": "Architectures of each step. 'sandwich': the largest, the smallest and random ones; 'random': random "
-            "ones only; 'fixed': the model's default architecture only.",
+            "help": "Architectures of each step. 'sandwich': the largest, the smallest and random ones; 'random': "
+            "random ones only; 'fixed': the model's default architecture only.",
             "choices": ["sandwich", "random", "fixed"],
         },
     )
@@ -40,8 +40,8 @@ class SupernetTrainingArguments(TrainingArguments):
     distillation: list[str] | None = field(
         default=None,
         metadata={
-            "help": "What the smaller networks learn from the teacher (the largest network on the same batch, unless a "
-            "teacher is given): any of 'logits' (at the labelled positions), 'hidden_states', 'attentions'."
+            "help": "What the smaller networks learn from the teacher (the largest network on the same batch, unless "
+            "a teacher is given): any of 'logits' (at the labelled positions), 'hidden_states', 'attentions'."
         },
     )
     distillation_layers: list[int] | None = field(

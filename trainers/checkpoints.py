@@ -25,6 +25,13 @@ class StagedCheckpointMixin:
         folder = super()._get_output_dir(trial)
         return os.path.join(folder, STAGING_FOLDER) if self._staging else folder
 
+    def _run_epoch(self, *args, **kwargs):
+        if self.state.global_step >= self.state.max_steps:
+            # Resumed from the last checkpoint of a finished run: Trainer would only stop after one step too many.
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
     def _save_checkpoint(self, model, trial):
         run_dir = self._get_output_dir(trial)
         staging = os.path.join(run_dir, STAGING_FOLDER)

@@ -61,7 +61,9 @@ class MaskedLanguageModelingDataset(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def set_epoch(self, epoch: int) -> None:
+    # Not called `set_epoch`: accelerate calls a method of that name each time a data loader starts again, also that of
+    # an evaluation, whose masks must not change.
+    def set_mask_epoch(self, epoch: int) -> None:
         self.epoch.fill_(epoch)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
@@ -108,13 +110,13 @@ class MaskedLanguageModelingDataset(Dataset):
 
 
 class SetEpochCallback(TrainerCallback):
-    """Tells a dataset with `set_epoch` which epoch begins, also after a resume."""
+    """Tells a [`MaskedLanguageModelingDataset`] which epoch begins, also after a resume."""
 
     def __init__(self, dataset):
         self.dataset = dataset
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        self.dataset.set_epoch(int(state.epoch or 0))
+        self.dataset.set_mask_epoch(int(state.epoch or 0))
 
 
 class MaskedLMTrainer(StagedCheckpointMixin, Trainer):
@@ -126,12 +128,18 @@ class MaskedLMTrainer(StagedCheckpointMixin, Trainer):
 
     def __init__(self, model=None, args=None, **kwargs):
         train_dataset, eval_dataset = kwargs.get("train_dataset"), kwargs.get("eval_dataset")
-        for dataset in (train_dataset, eval_dataset):
+        evaluated = list(eval_dataset.values()) if isinstance(eval_dataset, dict) else [eval_dataset]
+        for dataset in (train_dataset, *evaluated):
             if isinstance(dataset, MaskedLanguageModelingDataset):
                 kwargs.setdefault("data_collator", dataset.collate)
-        if isinstance(eval_dataset, MaskedLanguageModelingDataset) and kwargs.get("compute_metrics") is None:
+        masked = all(isinstance(dataset, MaskedLanguageModelingDataset) for dataset in evaluated)
+        if masked and kwargs.get("compute_metrics") is None:
             kwargs["compute_metrics"] = token_weighted_metrics
         super().__init__(model=model, args=args, **kwargs)
+        if not hasattr(self.accelerator.unwrap_model(self.model), "accepts_loss_kwargs"):
+            # Stock models take keyword arguments, so Trainer thinks that they divide by `num_items_in_batch`; BERT and
+            # RoBERTa ignore it, and gradients would grow with the number of micro-batches and processes.
+            self.model_accepts_loss_kwargs = False
         if isinstance(train_dataset, MaskedLanguageModelingDataset):
             self.add_callback(SetEpochCallback(train_dataset))
 

@@ -62,6 +62,10 @@ class SupernetTrainer(MaskedLMTrainer):
             )
         self.masked_lm = hasattr(model, "lm_head")
         self.search_space = model.search_space
+        if args.ddp_find_unused_parameters is None and args.architecture_sampling != "sandwich":
+            # A step may leave layers out, which Trainer expects of no model that checkpoints activations.
+            depths = set(self.search_space.num_hidden_layers) | {model.config.num_hidden_layers}
+            args.ddp_find_unused_parameters = True if len(depths) > 1 else None
         super().__init__(model=model, args=args, **kwargs)
         self._check_distillation(model, teacher)
         self.teacher = None
@@ -70,7 +74,7 @@ class SupernetTrainer(MaskedLMTrainer):
         self.panel = self._build_panel(panel or {})
         self._evaluated: Architecture | None = None
         self._components: dict[str, torch.Tensor] = {}
-        self._component_counts: dict[str, int] = defaultdict(int)
+        self._component_steps: dict[str, set[int]] = defaultdict(set)
 
     # ---- which architectures ----------------------------------------------------------------------------------------
 
@@ -243,6 +247,12 @@ class SupernetTrainer(MaskedLMTrainer):
                         f"{side.config._attn_implementation!r} does not return; call "
                         '`set_attn_implementation("eager")` on student and teacher first.'
                     )
+        if wanted != ["logits"]:
+            depths = [min(self.search_space.num_hidden_layers)]
+            if args.architecture_sampling == "fixed":
+                depths = [model.default_architecture.num_hidden_layers]
+            for depth in depths + ([] if teacher is None else [teacher.config.num_hidden_layers]):
+                self._chosen_layers("attentions", tuple(range(depth)))  # raises where a layer does not exist
         if teacher is None:
             return
         own, given = model.config, teacher.config
@@ -270,17 +280,16 @@ class SupernetTrainer(MaskedLMTrainer):
         if not self._normalised_by_items(num_items_in_batch):
             value = value / self.current_gradient_accumulation_steps
         self._components[name] = self._components.get(name, 0) + value
-        if self.accelerator.gradient_state.sync_gradients:
-            self._component_counts[name] += 1
+        self._component_steps[name].add(self.state.global_step)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._components:
             names = sorted(self._components)
-            values = torch.stack([self._components[name] / max(self._component_counts[name], 1) for name in names])
+            values = torch.stack([self._components[name] / len(self._component_steps[name]) for name in names])
             values = self.accelerator.reduce(values, reduction="mean")
             logs.update(zip(names, values.tolist(), strict=True))
             self._components.clear()
-            self._component_counts.clear()
+            self._component_steps.clear()
         super().log(logs, start_time)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:

@@ -56,8 +56,8 @@ class ModelArguments:
     model_name_or_path: str | None = field(
         default=None,
         metadata={
-            "help": "A BERT or RoBERTa backbone to make a supernet of, a saved supernet, or a saved subnet: a Hub name "
-            "or a folder. From scratch if not given."
+            "help": "A BERT or RoBERTa backbone to make a supernet of, a saved supernet, or a saved subnet: a Hub "
+            "name or a folder. From scratch if not given."
         },
     )
     backbone_model_type: str = field(default="bert", metadata={"help": "From scratch: 'bert' or 'roberta'."})
@@ -319,12 +319,13 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
             splits["validation"], tokenizer, seed=0, mlm_probability=data_arguments.mlm_probability
         )
     model = load_model(model_arguments, tokenizer)
+    for option in ("train_architecture", "default_architecture"):
+        if getattr(model_arguments, option) is not None and not isinstance(model, MosForMaskedLM):
+            raise ValueError(f"--{option} names an architecture of a supernet, but the model is not one.")
     if model_arguments.default_architecture is not None:
         chosen = parse_architecture(model_arguments.default_architecture, model)
         model.config.default_architecture = model.resolve_architecture(chosen).to_dict()
     if model_arguments.train_architecture is not None:
-        if not isinstance(model, MosForMaskedLM):
-            raise ValueError("--train_architecture takes a subnet out of a supernet, but the model is not one.")
         model = model.extract_subnet(parse_architecture(model_arguments.train_architecture, model)).train()
     common = {"args": training_arguments, "train_dataset": train_dataset, "eval_dataset": eval_dataset}
     if isinstance(model, MosForMaskedLM):
@@ -335,8 +336,6 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     else:
         if model_arguments.teacher_name_or_path is not None:
             raise ValueError("--teacher_name_or_path teaches a supernet; a single architecture is trained without.")
-        if not hasattr(model, "lm_head") or not hasattr(model, "subnet"):
-            model.accepts_loss_kwargs = False  # stock BERT models ignore num_items_in_batch (transformers 5)
         trainer = MaskedLMTrainer(model, processing_class=tokenizer, **common)
     logger.info(f"{type(model).__name__}: {model.num_parameters():,} parameters, {len(train_dataset):,} sequences.")
 

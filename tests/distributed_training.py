@@ -1,0 +1,96 @@
+# Copyright 2026 The elastic-encoders authors.
+# Licensed under the Apache License, Version 2.0: http://www.apache.org/licenses/LICENSE-2.0
+"""
+Short trainings that test_distributed_mos.py runs in one process and, through torchrun, in several:
+
+    torchrun --standalone --nproc_per_node 2 distributed_training.py TOKENIZER_FOLDER OUTPUT_FOLDER CASE...
+
+Every step trains on the same eight rows: several processes share what one process accumulates.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
+
+from safetensors.torch import save_file  # noqa: E402
+from transformers import BertTokenizer  # noqa: E402
+
+from testing_utils import ELASTIC  # noqa: E402
+from training_utils import (  # noqa: E402
+    WIDTHS,
+    make_bert,
+    make_supernet,
+    train_masked_lm,
+    train_supernet,
+    weights_of,
+)
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "sandwich": {"search_space": WIDTHS},
+    "depths": {"search_space": ELASTIC},
+    "random_depths": {"search_space": ELASTIC, "architecture_sampling": "random", "num_random_architectures": 2},
+    "in_place": {"search_space": WIDTHS, "distillation": ["logits"]},
+    "in_place_depths": {"search_space": ELASTIC, "distillation": ["logits"]},
+    "outside": {"search_space": WIDTHS, "distillation": ["logits"], "teacher": True},
+    "checkpointed": {
+        "search_space": ELASTIC,
+        "activation_checkpointing": True,
+        "activation_checkpointing_kwargs": {"use_reentrant": False},
+    },
+    "random_checkpointed": {
+        "search_space": ELASTIC,
+        "architecture_sampling": "random",
+        "activation_checkpointing": True,
+        "activation_checkpointing_kwargs": {"use_reentrant": False},
+    },
+    "classification": {"head": "sequence-classification"},
+    "stock": {"stock": True},
+}
+
+
+def run(tokenizer, case: str, folder: Path, processes: int) -> dict[str, Any]:
+    """Trains one case for three steps; saves the weights of this process and returns logs and an evaluation."""
+    options = dict(CASES[case])
+    options |= {
+        "learning_rate": 0.02,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 4 // processes,
+        "per_device_eval_batch_size": 2,
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "save_total_limit": 1,
+    }
+    output = folder / case
+    if options.pop("stock", False):
+        trainer = train_masked_lm(tokenizer, output, make_bert(tokenizer), rows=16, **options)
+    elif options.pop("head", None):
+        from test_supernet_trainer import make_classifier
+
+        trainer = make_classifier(tokenizer, output, **options)
+        trainer.train()
+    else:
+        if options.pop("teacher", False):
+            options["teacher"] = make_bert(tokenizer, seed=8)
+        model = make_supernet(tokenizer, search_space=options.pop("search_space"), sparse_prediction=True)
+        trainer = train_supernet(tokenizer, output, model, rows=16, **options)
+    assert trainer.args.world_size == processes
+    save_file(weights_of(trainer.model), folder / f"{case}-{trainer.args.process_index}.safetensors")
+    return {"logs": trainer.state.log_history[:3], "metrics": trainer.evaluate()}
+
+
+def main(arguments: list[str]) -> None:
+    tokenizer = BertTokenizer.from_pretrained(arguments[0])
+    folder = Path(arguments[1])
+    results = {case: run(tokenizer, case, folder, int(os.environ["WORLD_SIZE"])) for case in arguments[2:]}
+    if os.environ["RANK"] == "0":
+        (folder / "results.json").write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

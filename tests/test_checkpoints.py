@@ -1,0 +1,237 @@
+# Copyright 2026 The elastic-encoders authors.
+# Licensed under the Apache License, Version 2.0: http://www.apache.org/licenses/LICENSE-2.0
+"""Checkpoints exist whole or not at all, whatever happens while one is written."""
+
+import errno
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import TrainerCallback, TrainerState
+from transformers.trainer_utils import get_last_checkpoint
+
+from modeling_mos import MosSubnetForMaskedLM
+from trainers import MaskedLMTrainer
+from trainers.checkpoints import STAGING_FOLDER
+from training_utils import (
+    folders,
+    largest_change,
+    make_arguments,
+    make_masked,
+    make_subnet,
+    train_masked_lm,
+    train_supernet,
+    weights_of,
+)
+
+
+SAVING = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6, "optim": "adamw_torch", "learning_rate": 1e-3}
+FILES = {"config.json", "model.safetensors", "optimizer.pt", "rng_state.pth", "scheduler.pt", "trainer_state.json"}
+
+
+def train(tokenizer, path, **overrides):
+    return train_masked_lm(tokenizer, path, make_subnet(tokenizer), **{**SAVING, **overrides})
+
+
+def fingerprint(folder) -> dict[str, str]:
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in Path(folder).iterdir()}
+
+
+def saved_weights(folder) -> dict[str, torch.Tensor]:
+    return load_file(Path(folder) / "model.safetensors")
+
+
+class Watch(TrainerCallback):
+    """Remembers what lies in the output folder after each checkpoint."""
+
+    def __init__(self):
+        self.folders, self.fingerprints = {}, {}
+
+    def on_save(self, args, state, control, **kwargs):
+        step = state.global_step
+        self.folders[step] = folders(args.output_dir)
+        self.fingerprints[step] = fingerprint(Path(args.output_dir) / f"checkpoint-{step}")
+
+
+class ScriptedMetrics(MaskedLMTrainer):
+    """Evaluations that give what the test says."""
+
+    def evaluate(self, *args, **kwargs):
+        metrics = {"eval_loss": self.script[self.state.global_step]}
+        self.log(metrics)
+        return metrics
+
+
+def train_scripted(tokenizer, path, script, **overrides):
+    options = {
+        **SAVING,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "eval_loss",
+        **overrides,
+    }
+    trainer = ScriptedMetrics(
+        make_subnet(tokenizer),
+        make_arguments(path, **options),
+        train_dataset=make_masked(tokenizer),
+        eval_dataset=make_masked(tokenizer, 3),
+    )
+    trainer.script, trainer.watch = script, Watch()
+    trainer.add_callback(trainer.watch)
+    trainer.train()
+    return trainer
+
+
+# ---- names and contents ---------------------------------------------------------------------------------------------
+
+
+def test_folders_are_those_of_trainer(tiny_tokenizer, tmp_path):
+    train(tiny_tokenizer, tmp_path)
+    assert folders(tmp_path) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
+    for step in (2, 4, 6):
+        folder = tmp_path / f"checkpoint-{step}"
+        assert {file.name for file in folder.iterdir()} >= FILES
+        assert json.loads((folder / "trainer_state.json").read_text())["global_step"] == step
+    first, last = saved_weights(tmp_path / "checkpoint-2"), saved_weights(tmp_path / "checkpoint-6")
+    assert largest_change(first, last) > 0
+
+
+def test_supernets_are_saved_the_same_way(tiny_tokenizer, tmp_path):
+    trainer = train_supernet(tiny_tokenizer, tmp_path, **SAVING, save_total_limit=2)
+    assert folders(tmp_path) == ["checkpoint-4", "checkpoint-6"]
+    loaded = type(trainer.model).from_pretrained(tmp_path / "checkpoint-6")
+    assert largest_change(weights_of(loaded), weights_of(trainer.model)) == 0
+
+
+def test_best_checkpoint(tiny_tokenizer, tmp_path):
+    trainer = train_scripted(tiny_tokenizer, tmp_path, {2: 3.0, 4: 1.0, 6: 2.0})
+    best = tmp_path / "checkpoint-4"
+    assert Path(trainer.state.best_model_checkpoint) == best
+    expected = saved_weights(best)
+    found = {name: tensor for name, tensor in trainer.model.state_dict().items() if name in expected}
+    assert largest_change(found, expected) == 0
+    assert largest_change(found, saved_weights(tmp_path / "checkpoint-6")) > 0
+    # Each checkpoint knows the best one of its time, in its place for good.
+    for step, best_step in ((2, 2), (4, 4), (6, 4)):
+        state = json.loads((tmp_path / f"checkpoint-{step}" / "trainer_state.json").read_text())
+        assert Path(state["best_model_checkpoint"]) == tmp_path / f"checkpoint-{best_step}"
+
+
+@pytest.mark.parametrize(
+    "script, kept",
+    [
+        ({2: 1.0, 4: 2.0, 6: 3.0}, {2: [2], 4: [2, 4], 6: [2, 6]}),
+        ({2: 3.0, 4: 2.0, 6: 1.0}, {2: [2], 4: [4], 6: [6]}),
+        ({2: 3.0, 4: 1.0, 6: 2.0}, {2: [2], 4: [4], 6: [4, 6]}),
+    ],
+)
+def test_limit_keeps_the_best_and_the_last(tiny_tokenizer, tmp_path, script, kept):
+    trainer = train_scripted(tiny_tokenizer, tmp_path, script, save_total_limit=1)
+    assert trainer.watch.folders == {
+        step: [f"checkpoint-{number}" for number in numbers] for step, numbers in kept.items()
+    }
+    best = tmp_path / f"checkpoint-{min(script, key=script.get)}"
+    assert Path(trainer.state.best_model_checkpoint) == best
+    # Trainer takes the last one away when the run is over, if it is not the best.
+    assert folders(tmp_path) == [best.name]
+
+
+@pytest.mark.parametrize("limit, kept", [(None, [2, 4, 6]), (2, [4, 6]), (1, [6])])
+def test_limit(tiny_tokenizer, tmp_path, limit, kept):
+    train(tiny_tokenizer, tmp_path, save_total_limit=limit)
+    assert folders(tmp_path) == [f"checkpoint-{step}" for step in kept]
+
+
+def test_save_only_model(tiny_tokenizer, tmp_path):
+    train(tiny_tokenizer, tmp_path, max_steps=2, save_only_model=True)
+    files = {file.name for file in (tmp_path / "checkpoint-2").iterdir()}
+    assert {"model.safetensors", "trainer_state.json"} <= files and "optimizer.pt" not in files
+
+
+# ---- failures in the middle -----------------------------------------------------------------------------------------
+
+
+class Full(OSError):
+    def __init__(self):
+        super().__init__(errno.ENOSPC, "No space left on device")
+
+
+def fails_at(monkeypatch, where: str, step: int, state_of) -> None:
+    """Makes one part of saving fail half-way at a step."""
+
+    def broken(original, half_written=None):
+        def call(*args, **kwargs):
+            if state_of() != step:
+                return original(*args, **kwargs)
+            if half_written is not None:
+                half_written(*args)
+            raise Full
+
+        return call
+
+    def cut(path):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_bytes(b"half a fi")
+
+    if where == "model":
+        halve = lambda self, folder, *rest: cut(Path(folder) / "model.safetensors")  # noqa: E731
+        monkeypatch.setattr(
+            MosSubnetForMaskedLM, "save_pretrained", broken(MosSubnetForMaskedLM.save_pretrained, halve)
+        )
+    elif where == "optimizer":
+        monkeypatch.setattr(torch, "save", broken(torch.save, lambda content, path, *rest: cut(path)))
+    elif where == "state":
+        monkeypatch.setattr(
+            TrainerState, "save_to_json", broken(TrainerState.save_to_json, lambda self, path: cut(path))
+        )
+    elif where == "rename":
+        monkeypatch.setattr(os, "replace", broken(os.replace))
+
+
+@pytest.mark.parametrize("where", ["model", "optimizer", "state", "rename"])
+def test_failure_leaves_the_earlier_checkpoints_whole(tiny_tokenizer, tmp_path, monkeypatch, where):
+    undisturbed = train(tiny_tokenizer, tmp_path / "undisturbed")
+    path = tmp_path / "disturbed"
+    model = make_subnet(tiny_tokenizer)
+    trainer = MaskedLMTrainer(
+        model, make_arguments(path, **SAVING, save_total_limit=1), train_dataset=make_masked(tiny_tokenizer)
+    )
+    watch = Watch()
+    trainer.add_callback(watch)
+    with monkeypatch.context() as patches:
+        fails_at(patches, where, 4, lambda: trainer.state.global_step)
+        with pytest.raises(OSError, match="No space left"):
+            trainer.train()
+    # save_total_limit=1: the only checkpoint must outlive the attempt to write its successor.
+    assert [name for name in folders(path) if name != STAGING_FOLDER] == ["checkpoint-2"]
+    assert fingerprint(path / "checkpoint-2") == watch.fingerprints[2]
+    assert Path(get_last_checkpoint(path)) == path / "checkpoint-2"
+
+    resumed = train(tiny_tokenizer, path, resume=get_last_checkpoint(path), save_total_limit=1)
+    assert folders(path) == ["checkpoint-6"]
+    assert largest_change(weights_of(resumed.model), weights_of(undisturbed.model)) == 0
+
+
+def test_a_run_continued_from_an_older_checkpoint_writes_over_the_newer_ones(tiny_tokenizer, tmp_path):
+    train(tiny_tokenizer, tmp_path)
+    for step in (4, 6):
+        (tmp_path / f"checkpoint-{step}" / "left_over").write_text("")
+    undisturbed = fingerprint(tmp_path / "checkpoint-4")["model.safetensors"]
+    train(tiny_tokenizer, tmp_path, resume=str(tmp_path / "checkpoint-2"))
+    assert folders(tmp_path) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
+    assert fingerprint(tmp_path / "checkpoint-4")["model.safetensors"] == undisturbed
+    assert not list(tmp_path.glob("*/left_over"))
+
+
+def test_what_a_kill_left_behind_is_no_checkpoint_and_is_cleared(tiny_tokenizer, tmp_path):
+    half = tmp_path / STAGING_FOLDER / "checkpoint-99"
+    half.mkdir(parents=True)
+    (half / "model.safetensors").write_bytes(b"half a fi")
+    assert get_last_checkpoint(tmp_path) is None
+    train(tiny_tokenizer, tmp_path, max_steps=2)
+    assert folders(tmp_path) == ["checkpoint-2"]

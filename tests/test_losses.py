@@ -1,0 +1,237 @@
+# Copyright 2026 The elastic-encoders authors.
+# Licensed under the Apache License, Version 2.0: http://www.apache.org/licenses/LICENSE-2.0
+"""Losses against second implementations in plain loops."""
+
+import math
+
+import pytest
+import torch
+
+from testing_utils import assert_close
+from trainers.losses import attention_loss, hidden_state_loss, soft_cross_entropy
+
+
+# Three rows of 5, 3 and 1 real tokens.
+MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 0, 0, 0, 0]])
+
+
+def random_tensor(*shape: int, seed: int = 0, requires_grad: bool = False) -> torch.Tensor:
+    tensor = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return tensor.requires_grad_(requires_grad)
+
+
+def hidden_states(seed: int, layers: int = 2, width: int = 7) -> list[torch.Tensor]:
+    return [3 * random_tensor(3, 5, width, seed=seed + layer) + 1 for layer in range(layers)]
+
+
+def attentions(seed: int, layers: int = 2, heads: int = 4) -> list[torch.Tensor]:
+    masked = (1 - MASK[:, None, None, :]) * -1e9
+    return [(2 * random_tensor(3, heads, 5, 5, seed=seed + layer) + masked).softmax(-1) for layer in range(layers)]
+
+
+def distribution(scores: list[float]) -> list[float]:
+    exponentials = [math.exp(score) for score in scores]
+    return [value / sum(exponentials) for value in exponentials]
+
+
+# ---- logits ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 3.0])
+def test_soft_cross_entropy_is_that_of_a_loop(temperature):
+    student, teacher = random_tensor(4, 11, seed=1), 2 * random_tensor(4, 11, seed=2)
+    expected = []
+    for own, given in zip(student.tolist(), teacher.tolist(), strict=True):
+        targets = distribution([score / temperature for score in given])
+        found = distribution([score / temperature for score in own])
+        cross = -sum(target * math.log(value) for target, value in zip(targets, found, strict=True))
+        expected.append(temperature**2 * cross)
+    found = soft_cross_entropy(student, teacher, temperature)
+    assert found.shape == (4,)
+    assert_close(found, torch.tensor(expected))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_soft_cross_entropy_is_least_where_the_distributions_agree(temperature):
+    teacher = random_tensor(3, 6, seed=3)
+    # Scores that differ by a constant are the same distribution.
+    student = (teacher + 1.5).requires_grad_()
+    least = soft_cross_entropy(student, teacher, temperature)
+    least.sum().backward()
+    assert_close(student.grad, torch.zeros_like(teacher), atol=1e-6)
+    entropy = torch.distributions.Categorical(logits=teacher / temperature).entropy() * temperature**2
+    assert_close(least.detach(), entropy)
+    for seed in range(5):
+        other = teacher + 0.3 * random_tensor(3, 6, seed=seed)
+        assert (soft_cross_entropy(other, teacher, temperature) > least).all()
+
+
+def test_temperature_keeps_the_scale_of_the_gradient():
+    # The limit of a high temperature is the squared distance of centred scores, whatever the temperature.
+    teacher = random_tensor(5, 9, seed=4)
+
+    def gradient(temperature):
+        student = random_tensor(5, 9, seed=5, requires_grad=True)
+        soft_cross_entropy(student, teacher, temperature).sum().backward()
+        return student.grad, student.detach()
+
+    found, student = gradient(200.0)
+    difference = student - teacher
+    assert_close(found, (difference - difference.mean(-1, keepdim=True)) / 9, atol=3e-3, rtol=0)
+    norms = [gradient(temperature)[0].norm() for temperature in (1.0, 4.0, 16.0)]
+    # Without the square the last would be some hundred times smaller than the first.
+    assert max(norms) < 3 * min(norms)
+
+
+def test_soft_cross_entropy_of_no_rows_is_empty():
+    assert soft_cross_entropy(torch.zeros(0, 5), torch.zeros(0, 5)).shape == (0,)
+
+
+def test_soft_cross_entropy_in_half_precision_is_computed_in_single():
+    student, teacher = 30 * random_tensor(2, 8, seed=1), 30 * random_tensor(2, 8, seed=2)
+    student, teacher = student.bfloat16(), teacher.bfloat16()
+    found = soft_cross_entropy(student, teacher)
+    assert found.dtype == torch.float32
+    assert_close(found, soft_cross_entropy(student.float(), teacher.float()))
+
+
+# ---- hidden states --------------------------------------------------------------------------------------------------
+
+
+def naive_hidden_state_loss(student, teacher, mask) -> float:
+    per_layer = []
+    for own, target in zip(student, teacher, strict=True):
+        total, count = 0.0, 0
+        for row in range(own.shape[0]):
+            for token in range(own.shape[1]):
+                if mask is not None and not mask[row, token]:
+                    continue
+                first, second = own[row, token], target[row, token]
+                first = (first - first.mean()) / (first.var(correction=0) + 1e-5).sqrt()
+                second = (second - second.mean()) / (second.var(correction=0) + 1e-5).sqrt()
+                total += ((first - second) ** 2).mean().item()
+                count += 1
+        per_layer.append(total / count)
+    return sum(per_layer) / len(per_layer)
+
+
+@pytest.mark.parametrize("mask", [MASK, None])
+def test_hidden_state_loss_is_that_of_a_loop(mask):
+    student, teacher = hidden_states(1), hidden_states(7)
+    found = hidden_state_loss(student, teacher, mask)
+    assert found.dim() == 0
+    assert found.item() == pytest.approx(naive_hidden_state_loss(student, teacher, mask), rel=1e-4)
+
+
+def test_hidden_state_loss_of_the_same_states_is_zero_and_ignores_scale_and_shift():
+    states = hidden_states(1)
+    assert hidden_state_loss(states, states, MASK).item() == 0
+    assert hidden_state_loss([5 * state + 2 for state in states], states, MASK).item() < 1e-5
+    assert hidden_state_loss(hidden_states(9), states, MASK).item() > 0.1
+
+
+def test_hidden_states_of_other_widths_have_a_sentence():
+    with pytest.raises(ValueError, match=r"widths 6 and 7 cannot be compared; distil 'logits' only"):
+        hidden_state_loss(hidden_states(1, width=6), hidden_states(1), MASK)
+
+
+# ---- attentions -----------------------------------------------------------------------------------------------------
+
+
+def naive_attention_loss(student, teacher, mask) -> float:
+    per_layer = []
+    for own, target in zip(student, teacher, strict=True):
+        values = []
+        for row in range(own.shape[0]):
+            for query in range(own.shape[2]):
+                if mask is not None and not mask[row, query]:
+                    continue
+                for head in range(own.shape[1]):
+                    pairs = zip(target[row, head, query].tolist(), own[row, head, query].tolist(), strict=True)
+                    values.append(-sum(goal * math.log(max(value, 1e-6)) for goal, value in pairs))
+        per_layer.append(sum(values) / len(values))
+    return sum(per_layer) / len(per_layer)
+
+
+@pytest.mark.parametrize("mask", [MASK, None])
+def test_attention_loss_is_that_of_a_loop(mask):
+    student, teacher = attentions(1), attentions(7)
+    found = attention_loss(student, teacher, mask)
+    assert found.dim() == 0
+    assert found.item() == pytest.approx(naive_attention_loss(student, teacher, mask), rel=1e-4)
+
+
+def test_attention_loss_is_least_at_the_same_attentions():
+    teacher = attentions(1)
+    least = attention_loss(teacher, teacher, MASK).item()
+    assert least == pytest.approx(naive_attention_loss(teacher, teacher, MASK), rel=1e-4)
+    for seed in (7, 20, 30):
+        assert attention_loss(attentions(seed), teacher, MASK).item() > least + 0.1
+
+
+def test_other_numbers_of_heads_have_a_sentence():
+    with pytest.raises(ValueError, match=r"Attentions of 2 and 4 heads cannot be compared"):
+        attention_loss(attentions(1, heads=2), attentions(1), MASK)
+
+
+# ---- both -----------------------------------------------------------------------------------------------------------
+
+each_token_loss = pytest.mark.parametrize(
+    "loss, make",
+    [(hidden_state_loss, hidden_states), (attention_loss, attentions)],
+    ids=["hidden_states", "attentions"],
+)
+
+
+def at_query(layers: list[torch.Tensor], row: int, token: int, change) -> list[torch.Tensor]:
+    """`layers` with one position changed: hidden states have it second, attentions third."""
+    changed = [layer.clone() for layer in layers]
+    for layer in changed:
+        place = layer[row, token] if layer.dim() == 3 else layer[row, :, token]
+        place.copy_(change(place))
+    return changed
+
+
+@each_token_loss
+def test_padding_does_not_count(loss, make):
+    student, teacher = make(1), make(7)
+    expected = loss(student, teacher, MASK)
+    flipped = at_query(student, row=1, token=4, change=lambda values: values.flip(-1) + 0.3)
+    assert loss(flipped, teacher, MASK) == expected
+    assert loss(flipped, teacher, None) != loss(student, teacher, None)
+    real = at_query(student, row=1, token=2, change=lambda values: values.flip(-1))
+    assert loss(real, teacher, MASK) != expected
+
+
+@each_token_loss
+def test_a_batch_of_padding_only_gives_zero(loss, make):
+    assert loss(make(1), make(7), torch.zeros_like(MASK)).item() == 0
+
+
+@each_token_loss
+def test_layers_count_alike(loss, make):
+    student, teacher = make(1), make(7)
+    parts = [loss([own], [given], MASK).item() for own, given in zip(student, teacher, strict=True)]
+    assert loss(student, teacher, MASK).item() == pytest.approx(sum(parts) / 2, rel=1e-5)
+
+
+@each_token_loss
+def test_numbers_of_layers_must_agree(loss, make):
+    with pytest.raises(ValueError, match="zip"):
+        loss(make(1), make(1, layers=1), MASK)
+
+
+def test_no_gradient_reaches_the_teacher():
+    def leaf(tensors):
+        return [tensor.clone().requires_grad_() for tensor in tensors]
+
+    cases = [
+        (lambda own, given: soft_cross_entropy(own[0], given[0], 2.0).sum(), [random_tensor(3, 6)]),
+        (lambda own, given: hidden_state_loss(own, given, MASK), hidden_states(1)),
+        (lambda own, given: attention_loss(own, given, MASK), attentions(1)),
+    ]
+    for loss, values in cases:
+        student, teacher = leaf([value.flip(0) for value in values]), leaf(values)
+        loss(student, teacher).backward()
+        assert all(tensor.grad is None for tensor in teacher)
+        assert all(tensor.grad.abs().max() > 0 for tensor in student)

@@ -1,0 +1,420 @@
+# Copyright 2026 The elastic-encoders authors.
+# Licensed under the Apache License, Version 2.0; see the LICENSE file.
+"""examples/language-modeling/run_mlm_mos.py, from its flags to what it writes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM
+
+from modeling_mos import MosForMaskedLM, MosSubnetForMaskedLM
+from synthetic_data import generate_documents
+from training_utils import folders, largest_change, weights_of
+
+
+SCRIPT = Path(__file__).resolve().parents[1] / "examples" / "language-modeling" / "run_mlm_mos.py"
+SPACE = {"hidden_sizes": [12, 24], "intermediate_sizes": [13, 31]}
+MODEL = {
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 31,
+    "initializer_range": 0.1,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    "search_space": SPACE,
+    "router_hidden_size": 7,
+}
+TRAINING = {
+    "max_steps": 5,
+    "per_device_train_batch_size": 4,
+    "per_device_eval_batch_size": 8,
+    "learning_rate": 0.002,
+    "logging_steps": 1,
+    "save_steps": 2,
+    "use_cpu": True,
+    "report_to": "none",
+    "disable_tqdm": True,
+    "dataloader_pin_memory": False,
+    "seed": 3,
+}
+
+
+def to_flags(settings: dict) -> list[str]:
+    flags = []
+    for name, value in settings.items():
+        if isinstance(value, list):
+            flags += [f"--{name}", *(str(entry) for entry in value)]
+        elif value is not None:
+            flags += [f"--{name}", json.dumps(value) if isinstance(value, dict) else str(value)]
+    return flags
+
+
+@pytest.fixture(scope="module")
+def script(load_example):
+    return load_example("language-modeling/run_mlm_mos.py")
+
+
+@pytest.fixture(scope="module")
+def text_file(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("".join(" ".join(text.split()) + "\n" for text in generate_documents(25)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(load_example, text_file, tmp_path_factory) -> Path:
+    """A prepared folder with a tokenizer of its own."""
+    folder = tmp_path_factory.mktemp("prepared") / "data"
+    preparation = load_example("language-modeling/prepare_pretraining_data.py")
+    preparation.prepare(
+        preparation.PreparationArguments(
+            output_dir=str(folder),
+            train_file=[str(text_file)],
+            validation_split_percentage=20,
+            train_tokenizer_vocab_size=211,
+            max_seq_length=19,
+        )
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def settings(data) -> dict:
+    return {**MODEL, **TRAINING, "dataset_path": str(data), "max_eval_samples": 13}
+
+
+@pytest.fixture(scope="module")
+def supernet(script, settings, tmp_path_factory) -> tuple[Path, dict]:
+    """A finished run that others start from: its folder and the metrics that it returned."""
+    folder = tmp_path_factory.mktemp("runs") / "supernet"
+    metrics = script.main(to_flags({**settings, "output_dir": str(folder), "save_row_losses": True}))
+    return folder, metrics
+
+
+@pytest.fixture
+def run(script, settings, tmp_path):
+    """Runs the script in this process with settings that keyword arguments replace; gives its metrics."""
+
+    def call(**options):
+        return script.main(to_flags({**settings, "output_dir": str(tmp_path / "out"), **options}))
+
+    return call
+
+
+def saved_weights(folder) -> dict[str, torch.Tensor]:
+    return load_file(Path(folder) / "model.safetensors")
+
+
+def save_bert(folder, vocab_size: int) -> BertForMaskedLM:
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "initializer_range")
+    model = BertForMaskedLM(BertConfig(vocab_size=vocab_size, **{name: MODEL[name] for name in names}))
+    model.save_pretrained(folder)
+    return model
+
+
+def start(arguments: list[str]) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    return subprocess.Popen(
+        [sys.executable, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+# ---- arguments ------------------------------------------------------------------------------------------------------
+
+
+def test_help(script, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        script.main(["--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    for flag in ("--search_space", "--dataset_path", "--architecture_sampling", "--train_architecture"):
+        assert flag in text
+
+
+@pytest.mark.parametrize("suffix", [".json", ".yaml"])
+def test_argument_files(script, settings, supernet, tmp_path, suffix):
+    content = {**settings, "output_dir": str(tmp_path / "wrong")}
+    path = tmp_path / f"arguments{suffix}"
+    path.write_text(json.dumps(content) if suffix == ".json" else yaml.safe_dump(content))
+    # A flag after the file wins.
+    metrics = script.main([str(path), "--output_dir", str(tmp_path / "right")])
+    assert not (tmp_path / "wrong").exists()
+    assert largest_change(saved_weights(tmp_path / "right"), saved_weights(supernet[0])) == 0
+    assert metrics["eval_largest_loss"] == supernet[1]["eval_largest_loss"]
+
+
+def test_misspelt_names(script, settings, tmp_path):
+    path = tmp_path / "arguments.json"
+    path.write_text(json.dumps({**settings, "hiden_size": 8}))
+    with pytest.raises(ValueError, match=r"Unknown key 'hiden_size' in .*did you mean 'hidden_size'"):
+        script.main([str(path), "--output_dir", str(tmp_path)])
+    with pytest.raises(ValueError, match=r"'--serch_space'; did you mean '--search_space'"):
+        script.main([*to_flags(settings), "--output_dir", str(tmp_path), "--serch_space", "v1"])
+
+
+# ---- a supernet -----------------------------------------------------------------------------------------------------
+
+
+def test_supernet_is_trained_and_saved(supernet, data):
+    folder, metrics = supernet
+    names = {file.name for file in folder.iterdir()}
+    assert names >= {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "trainer_state.json",
+        "train_results.json",
+        "eval_results.json",
+        "row_losses.safetensors",
+    }
+    assert folders(folder) == ["checkpoint-2", "checkpoint-4", "checkpoint-5"]
+    model = AutoModelForMaskedLM.from_pretrained(folder)
+    assert type(model) is MosForMaskedLM
+    assert model.config.search_space["hidden_sizes"] == [12, 24]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.get_vocab() == AutoTokenizer.from_pretrained(data / "tokenizer").get_vocab()
+    assert model.config.vocab_size == len(tokenizer)
+    assert model(**tokenizer("the old [MASK]", return_tensors="pt")).logits.isfinite().all()
+    saved = json.loads((folder / "eval_results.json").read_text())
+    for name in ("eval_loss", "eval_largest_loss", "eval_smallest_loss", "eval_smallest_perplexity"):
+        assert saved[name] == metrics[name]
+    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    assert [entry["step"] for entry in history if "random_0_loss" in entry] == [1, 2, 3, 4, 5]
+
+
+def test_row_losses(supernet):
+    folder, metrics = supernet
+    rows = load_file(folder / "row_losses.safetensors")
+    assert sorted(rows) == ["largest.count", "largest.loss", "smallest.count", "smallest.loss"]
+    assert torch.equal(rows["largest.count"], rows["smallest.count"])
+    for name in ("largest", "smallest"):
+        assert rows[f"{name}.loss"].shape == (13,)
+        mean = rows[f"{name}.loss"].double().sum() / rows[f"{name}.count"].sum()
+        assert mean.item() == pytest.approx(metrics[f"eval_{name}_loss"], rel=1e-6)
+    assert not torch.equal(rows["largest.loss"], rows["smallest.loss"])
+    assert not list(folder.glob("*.partial"))
+
+
+def test_evaluation_masks_do_not_depend_on_the_seed(run, supernet, tmp_path):
+    run(seed=8, max_steps=1, save_row_losses=True)
+    rows, others = (load_file(path / "row_losses.safetensors") for path in (tmp_path / "out", supernet[0]))
+    assert torch.equal(rows["largest.count"], others["largest.count"])
+    assert not torch.equal(rows["largest.loss"], others["largest.loss"])
+
+
+def test_a_finished_run_given_again_stays_as_it_is(script, settings, supernet, tmp_path):
+    options = {**settings, "output_dir": str(tmp_path), "max_steps": 2, "lr_scheduler_type": "constant"}
+    first = script.main(to_flags(options))
+    weights = saved_weights(tmp_path)
+    again = script.main(to_flags(options))
+    assert again["eval_loss"] == first["eval_loss"]
+    assert largest_change(weights, saved_weights(tmp_path)) == 0
+    assert folders(tmp_path) == ["checkpoint-2"]
+    # With more steps it goes on from where it ended.
+    script.main(to_flags({**options, "max_steps": 3}))
+    assert folders(tmp_path) == ["checkpoint-2", "checkpoint-3"]
+    assert largest_change(weights, saved_weights(tmp_path)) > 0
+
+
+def test_killed_run_goes_on_when_the_command_is_given_again(settings, supernet, tmp_path):
+    output = tmp_path / "killed"
+    command = [str(SCRIPT), *to_flags({**settings, "output_dir": str(output), "save_total_limit": 2})]
+    # The first run waits at the end of step 3, after its first checkpoint, to be killed there.
+    waiting = (
+        "import runpy, sys, time, transformers\n"
+        "original = transformers.trainer_callback.DefaultFlowCallback.on_step_end\n"
+        "def on_step_end(self, args, state, control, **kwargs):\n"
+        "    if state.global_step == 3:\n"
+        "        time.sleep(600)\n"
+        "    return original(self, args, state, control, **kwargs)\n"
+        "transformers.trainer_callback.DefaultFlowCallback.on_step_end = on_step_end\n"
+        "sys.argv = sys.argv[1:]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    process = start(["-c", waiting, *command])
+    try:
+        deadline = time.monotonic() + 180
+        while not (output / "checkpoint-2").is_dir():
+            assert process.poll() is None, process.stdout.read().decode()
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert not (output / "model.safetensors").exists()
+    again = start(command)
+    text = again.communicate(timeout=180)[0].decode()
+    assert again.returncode == 0, text
+    assert f"Continuing from {output / 'checkpoint-2'}" in text
+    assert largest_change(saved_weights(output), saved_weights(supernet[0])) == 0
+    assert folders(output) == ["checkpoint-4", "checkpoint-5"]
+
+
+@pytest.mark.distributed
+def test_two_processes_train_the_same_supernet(run, settings, tmp_path):
+    options = {"optim": "sgd", "learning_rate": 0.05, "max_steps": 3, "distillation": ["logits"]}
+    alone = run(**options, gradient_accumulation_steps=2)
+    output = tmp_path / "together"
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(SCRIPT)]
+    process = start([*command, *to_flags({**settings, **options, "output_dir": str(output)})])
+    text = process.communicate(timeout=300)[0].decode()
+    assert process.returncode == 0, text[-6000:]
+    assert largest_change(saved_weights(output), saved_weights(tmp_path / "out")) < 1e-5
+    found = json.loads((output / "eval_results.json").read_text())
+    assert found["eval_smallest_loss"] == pytest.approx(alone["eval_smallest_loss"], rel=1e-5)
+
+
+# ---- single architectures -------------------------------------------------------------------------------------------
+
+
+def test_a_subnet_of_a_saved_supernet(run, supernet, tmp_path):
+    metrics = run(model_name_or_path=str(supernet[0]), train_architecture="smallest", max_steps=1)
+    assert "eval_perplexity" in metrics and "eval_largest_loss" not in metrics
+    model = AutoModelForMaskedLM.from_pretrained(tmp_path / "out")
+    assert type(model) is MosSubnetForMaskedLM
+    assert model.config.hidden_sizes == [12, 12] and model.config.intermediate_sizes == [13, 13]
+    # It began as the supernet's slice, so one small step later it is still close to it.
+    parent = MosForMaskedLM.from_pretrained(supernet[0])
+    begun = parent.extract_subnet(parent.search_space.smallest())
+    assert 0 < largest_change(weights_of(model), weights_of(begun)) < 0.01
+    # A subnet can be trained on.
+    run(model_name_or_path=str(tmp_path / "out"), output_dir=str(tmp_path / "more"), max_steps=1)
+    assert type(AutoModelForMaskedLM.from_pretrained(tmp_path / "more")) is MosSubnetForMaskedLM
+
+
+@pytest.mark.parametrize("form", ["json", "file"])
+def test_sizes_as_json(run, supernet, tmp_path, form):
+    text = json.dumps({"hidden_sizes": [24, 12], "intermediate_sizes": [13, 31]})
+    if form == "file":
+        path = tmp_path / "architecture.json"
+        path.write_text(text)
+        text = str(path)
+    run(model_name_or_path=str(supernet[0]), train_architecture=text, max_steps=1)
+    model = AutoModelForMaskedLM.from_pretrained(tmp_path / "out")
+    assert model.config.hidden_sizes == [24, 12] and model.config.intermediate_sizes == [13, 31]
+
+
+def test_a_baseline_inside_the_supernet(run, tmp_path):
+    sizes = json.dumps({"hidden_sizes": [12, 24], "intermediate_sizes": [31, 13]})
+    metrics = run(default_architecture=sizes, architecture_sampling="fixed", max_steps=2)
+    assert "eval_default_loss" in metrics and "eval_largest_loss" not in metrics
+    model = AutoModelForMaskedLM.from_pretrained(tmp_path / "out")
+    assert type(model) is MosForMaskedLM
+    assert model.default_architecture.hidden_sizes == (12, 24)
+    assert model.default_architecture.intermediate_sizes == (31, 13)
+
+
+def test_without_bottlenecks_the_largest_is_a_stock_bert(run, tmp_path):
+    space = {**SPACE, "bottleneck": False}
+    metrics = run(search_space=space, train_architecture="largest", max_steps=2)
+    model = AutoModelForMaskedLM.from_pretrained(tmp_path / "out")
+    assert type(model) is BertForMaskedLM
+    assert (model.config.hidden_size, model.config.intermediate_size) == (24, 31)
+    assert metrics["eval_perplexity"] > 1
+
+
+def test_from_a_stock_backbone(run, data, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(data / "tokenizer")
+    backbone = save_bert(tmp_path / "bert", vocab_size=len(tokenizer))
+    run(model_name_or_path=str(tmp_path / "bert"), max_steps=1, learning_rate=1e-9, routing="layer", num_experts=3)
+    model = AutoModelForMaskedLM.from_pretrained(tmp_path / "out").eval()
+    assert type(model) is MosForMaskedLM and model.config.routing == "layer" and model.config.num_experts == 3
+    batch = tokenizer("the old [MASK]", return_tensors="pt")
+    torch.testing.assert_close(model(**batch).logits, backbone.eval()(**batch).logits, atol=1e-4, rtol=1e-4)
+
+
+# ---- distillation ---------------------------------------------------------------------------------------------------
+
+
+def test_outside_teacher(run, supernet, tmp_path):
+    run(teacher_name_or_path=str(supernet[0]), distillation=["logits"], max_steps=2)
+    history = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
+    assert "largest_distillation_logits" in history[0]
+
+
+def test_teacher_with_another_vocabulary(run, tmp_path):
+    save_bert(tmp_path / "teacher", vocab_size=77)
+    with pytest.raises(ValueError, match="teacher's vocabulary has 77 entries, the student's"):
+        run(teacher_name_or_path=str(tmp_path / "teacher"), distillation=["logits"])
+
+
+# ---- data -----------------------------------------------------------------------------------------------------------
+
+
+def test_text_is_prepared_on_the_fly_and_once(run, text_file, tmp_path):
+    options = {"dataset_path": None, "train_file": [str(text_file)], "train_tokenizer_vocab_size": 150}
+    options |= {"max_seq_length": 17, "validation_split_percentage": 20, "max_steps": 1}
+    first = run(**options)
+    prepared = tmp_path / "out" / "data"
+    assert (prepared / "dataset_dict.json").is_file()
+    written = {path: path.stat().st_mtime_ns for path in prepared.rglob("*.arrow")}
+    assert run(**options)["eval_loss"] == first["eval_loss"]
+    assert {path: path.stat().st_mtime_ns for path in prepared.rglob("*.arrow")} == written
+    assert AutoModelForMaskedLM.from_pretrained(tmp_path / "out").config.vocab_size <= 150
+
+
+def test_limits_of_samples(run, script, monkeypatch):
+    sizes = []
+    original = script.SupernetTrainer
+
+    def spy(*args, **kwargs):
+        sizes.append((len(kwargs["train_dataset"]), len(kwargs["eval_dataset"])))
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(script, "SupernetTrainer", spy)
+    run(max_train_samples=6, max_eval_samples=3, max_steps=1)
+    assert sizes == [(6, 3)]
+
+
+# ---- messages -------------------------------------------------------------------------------------------------------
+
+
+def test_no_data(run):
+    with pytest.raises(ValueError, match="Name the data: --dataset_path"):
+        run(dataset_path=None)
+
+
+def test_a_folder_that_is_not_prepared(run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="is not a prepared data folder; write one with prepare_pretraining_data.py"):
+        run(dataset_path=str(tmp_path / "empty"))
+
+
+def test_tokenizer_larger_than_the_model(run, tmp_path):
+    save_bert(tmp_path / "small", vocab_size=50)
+    with pytest.raises(ValueError, match="vocabulary has 50 entries, the tokenizer"):
+        run(model_name_or_path=str(tmp_path / "small"))
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"search_space": '{"hidden_sizes": [12'}, "--search_space is not valid JSON"),
+        ({"train_architecture": '{"hidden_sizes": [12'}, "The architecture is not valid JSON"),
+        ({"train_architecture": '{"hidden_size": [12, 12]}'}, "Unknown size 'hidden_size' of an architecture"),
+        ({"train_architecture": '{"hidden_sizes": [12, 13]}'}, "13"),
+        ({"train_architecture": "60m"}, "front"),
+        ({"train_architecture": "smallest", "teacher_name_or_path": "anything"}, "a single architecture is trained"),
+    ],
+)
+def test_options_that_cannot_be(run, options, message):
+    with pytest.raises(ValueError, match=message):
+        run(**options)
+
+
+@pytest.mark.parametrize("option", ["train_architecture", "default_architecture"])
+def test_a_subnet_has_no_architectures_to_choose(run, supernet, tmp_path, option):
+    parent = MosForMaskedLM.from_pretrained(supernet[0])
+    parent.extract_subnet(parent.search_space.smallest()).save_pretrained(tmp_path / "subnet")
+    with pytest.raises(ValueError, match=f"--{option} .* supernet, but the model is not one"):
+        run(model_name_or_path=str(tmp_path / "subnet"), **{option: "smallest"})
