@@ -489,7 +489,7 @@ class SearchSpace:
             ValueError: if `architecture` is not in the space; the message names the first size that is not, and the
                 nearest one that is.
         """
-        if not isinstance(architecture, Architecture):
+        if not _is_architecture(architecture):
             raise ValueError(
                 f"Expected an Architecture, got {architecture!r}; make one with `search_space.architecture(...)`, or "
                 "with `Architecture.from_dict(...)`."
@@ -499,7 +499,7 @@ class SearchSpace:
             raise ValueError(f"The architecture {architecture} is not in the search space: {problem}")
 
     def __contains__(self, architecture: object) -> bool:
-        return isinstance(architecture, Architecture) and self._problem(architecture) is None
+        return _is_architecture(architecture) and self._problem(architecture) is None
 
     def _problem(self, architecture: Architecture) -> str | None:
         depth = architecture.num_hidden_layers
@@ -725,6 +725,11 @@ class SearchSpace:
             return [value / max(sizes)]
         # The offset keeps the smallest choice apart from an absent layer (mos.md B2).
         return [0.01 + (value - min(sizes)) / (max(sizes) - min(sizes))]
+
+
+def _is_architecture(value: Any) -> bool:
+    # By name: remote code imports this file once for the configuration and once for the model.
+    return type(value).__name__ == Architecture.__name__
 
 
 def _is_positive(value: Any, name: str) -> bool:
