@@ -62,6 +62,7 @@ def prepare_text(arguments: QuickstartArguments, folder: Path):
             train_tokenizer_vocab_size=1200,
             max_seq_length=64,
             seed=arguments.seed,
+            overwrite=True,  # the text above was just made anew
         )
     )
     return load_from_disk(str(folder / "data")), AutoTokenizer.from_pretrained(folder / "data" / "tokenizer")
@@ -209,7 +210,8 @@ def main(arguments: Sequence[str] | None = None) -> dict:
     validation = tokenizer.batch_decode(splits["validation"][:3]["input_ids"], skip_special_tokens=True)
     for text in validation:
         words = text.split()[:12]
-        hidden, words[5] = words[5], tokenizer.mask_token
+        place = len(words) // 2
+        hidden, words[place] = words[place], tokenizer.mask_token
         guesses = ", ".join(f"{guess['token_str']} {guess['score']:.2f}" for guess in fill(" ".join(words), top_k=3))
         print(f"  {' '.join(words)}\n    was: {hidden}   guesses: {guesses}")
 

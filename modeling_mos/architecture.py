@@ -13,7 +13,7 @@ from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 
-# Published ids (mos.md A7; SuperShaper and MoS papers) of the presets below.
+# Published ids (SuperShaper and MoS papers) of the presets below.
 PRESET_ALIASES = {
     "v1": "bottleneck",
     "v1.1": "bottleneck-ffn-4x",
@@ -619,6 +619,8 @@ class SearchSpace:
                         break
         if not found:
             around = chain.around([limit.bounds for limit in limits], generator)
+            if len(limits) == 1:
+                around += chain.beside(limits[0], generator)
             self._raise_unreachable(limits, [self.smallest(), self.largest(), *around])
         return list(found)
 
@@ -649,7 +651,8 @@ class SearchSpace:
             low, high = limit.bounds
             below = [cost for cost in costs if cost < low]
             above = [cost for cost in costs if cost > high]
-            near = [f"{cost:,}" for cost in below[-1:] + above[:1]] or ["inside the window"]
+            inside = len(below) + len(above) < len(costs)
+            near = ["inside the window"] if inside else [f"{cost:,}" for cost in below[-1:] + above[:1]]
             parts.append(f"{limit} (nearest reachable: {' and '.join(near)}, range {costs[0]:,} to {costs[-1]:,})")
         raise ValueError(
             f"No architecture of the search space has {' and '.join(parts)}; widen the window or choose another "
@@ -723,7 +726,7 @@ class SearchSpace:
             sizes = list(choices)
         if key == "num_hidden_layers" or not self.bottleneck:
             return [value / max(sizes)]
-        # The offset keeps the smallest choice apart from an absent layer (mos.md B2).
+        # The offset keeps the smallest choice apart from an absent layer.
         return [0.01 + (value - min(sizes)) / (max(sizes) - min(sizes))]
 
 
@@ -888,16 +891,10 @@ class _ChainCounts:
 
         return draw
 
-    def completer(
-        self, ends: list[tuple[int, int, int, float]], limits: Sequence[Limit]
-    ) -> Callable[[random.Random], Architecture | None]:
-        """
-        Draws the later layers from the counts, and the first ones among all that bring the first limit's exact cost
-        into its window; `None` where there are none.
-        """
-        cumulative = list(itertools.accumulate(end[3] for end in ends))
-        entry, layer, transition, exit = limits[0].cost._tables
-        low, high = limits[0].bounds
+    @cached_property
+    def _exact_starts(self) -> tuple[int, dict[int, list[tuple[float, tuple]]]]:
+        """A number of first layers, and all chains of that many by their last width, sorted by exact (first) cost."""
+        entry, layer, transition, _ = self.costs[0]._tables
         shallowest = min(self.space.num_hidden_layers)
         known = 1
         while known < shallowest - 1 and len(self.space.layer_choices) ** (known + 1) <= 20_000:
@@ -909,6 +906,39 @@ class _ChainCounts:
             starts[layers[-1][0]].append((cost, layers))
         for chains in starts.values():
             chains.sort()
+        return known, starts
+
+    def beside(self, limit: Limit, generator: random.Random) -> list[Architecture]:
+        """Architectures close below and close above a window that holds none, looked for ever further away."""
+        low, high = limit.bounds
+        found = []
+        for side in (-1, 1):
+            edge = low if side < 0 else high
+            for power in range(40):
+                if abs(edge) == float("inf"):
+                    break
+                window = Limit(limit.cost, *sorted((edge, edge + side * 2**power)))
+                ends = self.ends([window.bounds])
+                if not ends:
+                    continue
+                draw = self.completer(ends, [window])
+                hits = [candidate for candidate in (draw(generator) for _ in range(200)) if candidate]
+                found += hits
+                if hits:
+                    break
+        return found
+
+    def completer(
+        self, ends: list[tuple[int, int, int, float]], limits: Sequence[Limit]
+    ) -> Callable[[random.Random], Architecture | None]:
+        """
+        Draws the later layers from the counts, and the first ones among all that bring the first limit's exact cost
+        into its window; `None` where there are none.
+        """
+        cumulative = list(itertools.accumulate(end[3] for end in ends))
+        _, layer, transition, exit = limits[0].cost._tables
+        low, high = limits[0].bounds
+        known, starts = self._exact_starts
 
         def draw(generator: random.Random) -> Architecture | None:
             index, width, packed, _ = generator.choices(ends, cum_weights=cumulative)[0]

@@ -73,6 +73,14 @@ class MosConfig(MosBackboneConfig):
     front: list[dict[str, Any]] | None = None
 
     def __post_init__(self, **kwargs):
+        # Before the search space is resolved, which computes with these.
+        for name in ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} is not divisible by num_attention_heads={self.num_attention_heads}."
+            )
         self.search_space = SearchSpace.resolve(
             self.search_space,
             hidden_size=self.hidden_size,

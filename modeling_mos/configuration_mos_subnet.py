@@ -53,6 +53,10 @@ class MosBackboneConfig(PreTrainedConfig):
                 raise ValueError(
                     f"{type(self).__name__} has no field {name!r} (given {kwargs[name]!r}); did you mean {close[0]!r}?"
                 )
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
+            probability = getattr(self, name)
+            if probability is not None and not 0 <= probability <= 1:
+                raise ValueError(f"{name} must lie between 0 and 1, got {probability}.")
         if getattr(self, "auto_map", None) is None and "auto_map" not in kwargs:
             kwargs["auto_map"] = dict(self.AUTO_MAP)
         super().__post_init__(**kwargs)

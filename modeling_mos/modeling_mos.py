@@ -99,9 +99,9 @@ def start_experts(mean: torch.Tensor, num_experts: int, how: str, delta_scale: f
 
 
 class MosRouterLinear(ElasticLinear):
-    """A linear layer of a router: PyTorch's initialisation, or zero."""
+    """A linear layer of a router: PyTorch's initialisation, unless it has a standard deviation (0 is possible)."""
 
-    starts_at_zero = False
+    starting_std: float | None = None
 
 
 class MosRouter(nn.Module):
@@ -119,7 +119,10 @@ class MosRouter(nn.Module):
             [MosRouterLinear(before, after) for before, after in zip(sizes, sizes[1:], strict=False)]
         )
         self.output = MosRouterLinear(sizes[-1], rows * config.num_experts)
-        self.output.starts_at_zero = config.expert_start == "deltas"
+        if config.expert_start == "deltas":
+            self.output.starting_std = 0.0
+        elif rows > 1:
+            self.output.starting_std = config.initializer_range  # published: near-uniform mixing
 
     def forward(self, encoding: torch.Tensor, rows: int) -> torch.Tensor:
         """`encoding` of shape `(encoding_size,)` to probabilities of shape `(rows, num_experts)`."""
@@ -321,10 +324,12 @@ class MosPreTrainedModel(PreTrainedModel):
             )
         elif isinstance(module, MosRouterLinear):
             # Conditions sit on modules with parameters of their own: transformers does not initialise the others.
-            if module.starts_at_zero:
-                init.zeros_(module.weight)
+            if module.starting_std is None:
+                bound = module.in_features**-0.5
+                init.uniform_(module.weight, -bound, bound)
+                init.uniform_(module.bias, -bound, bound)
             else:
-                init.kaiming_uniform_(module.weight, a=5**0.5)
+                init.normal_(module.weight, std=module.starting_std)
 
     # ---- from and to ordinary models --------------------------------------------------------------------------------
 
@@ -383,9 +388,8 @@ class MosPreTrainedModel(PreTrainedModel):
         front = self.config.front
         if not front:
             raise ValueError(
-                "This supernet's configuration stores no front of searched architectures; run "
-                "examples/architecture-search/run_search.py, or give an architecture, such as "
-                "`supernet.sample_architecture(max_parameters=...)`."
+                "This supernet's configuration stores no front of searched architectures (`config.front`); give an "
+                "architecture, such as `supernet.sample_architecture(max_parameters=...)`."
             )
         if max_parameters is not None:
             fitting = [entry for entry in front if entry["parameters"] <= max_parameters]
@@ -494,7 +498,7 @@ class MosPreTrainedModel(PreTrainedModel):
     def published_size(self, architecture: Architecture | None = None) -> int:
         """
         The size that the published constraints and tables use: no vocabulary bias, the masked-LM head's norm counted
-        at the last layer's width, whatever the head of this model is (mos.md A6).
+        at the last layer's width, whatever the head of this model is.
         """
         architecture = self._architecture(architecture)
         config, stream = self.config, self.config.hidden_size

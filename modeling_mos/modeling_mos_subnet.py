@@ -3,7 +3,7 @@
 """
 Subnets taken out of a Mixture-of-Supernets model: fixed small encoders with layers of different widths.
 
-Dataflow of layer l at width d_l (mos.md A1, with neighbouring bottlenecks merged): a projection from the previous
+Dataflow of layer l at width d_l (neighbouring bottlenecks are merged): a projection from the previous
 layer's width, post-norm self-attention and feed-forward at width d_l; after the last layer a projection back to
 `hidden_size`. The embeddings, the heads and the slicing layers below are shared with the supernet.
 """

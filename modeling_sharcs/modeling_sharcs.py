@@ -394,8 +394,7 @@ class SharcsPreTrainedModel(PreTrainedModel):
 
     def published_flops(self, sequence_length: int = 128, width: float = 1.0) -> float:
         """
-        The published count: multiply-adds, layers and norms and router only, no attention products, no head
-        (sharcs.md F.3).
+        The published count: multiply-adds, layers and norms and router only, no attention products, no head.
         """
         config = self.config
 

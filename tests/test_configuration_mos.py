@@ -227,7 +227,7 @@ def test_fields_of_transformers_are_kept(config_class):
             },
             r"it has 4 layers, the space has \[2, 3\]",
         ),
-        ({"hidden_size": 49}, "hidden_sizes reaches 48, the backbone has 49"),
+        ({"hidden_size": 52}, "hidden_sizes reaches 48, the backbone has 52"),
     ],
 )
 def test_contradictions_are_refused(overrides, message):

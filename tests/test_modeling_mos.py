@@ -101,7 +101,7 @@ def naive_router(router, encoding: torch.Tensor, rows: int, num_experts: int) ->
 
 
 def naive_supernet(model, ids: torch.Tensor, architecture: Architecture) -> torch.Tensor:
-    """`last_hidden_state` by mos.md A1, A3, B3 and B4, with loops and without padding."""
+    """`last_hidden_state` by the papers' formulas, with loops and without padding."""
     config, base = model.config, model.base_model
     bottleneck = base.space.bottleneck
 

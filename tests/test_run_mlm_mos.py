@@ -22,6 +22,7 @@ from training_utils import folders, largest_change, weights_of
 
 
 SCRIPT = Path(__file__).resolve().parents[1] / "examples" / "language-modeling" / "run_mlm_mos.py"
+CONFIGS = SCRIPT.parent / "configs"
 SPACE = {"hidden_sizes": [12, 24], "intermediate_sizes": [13, 31]}
 MODEL = {
     "hidden_size": 24,
@@ -418,3 +419,90 @@ def test_a_subnet_has_no_architectures_to_choose(run, supernet, tmp_path, option
     parent.extract_subnet(parent.search_space.smallest()).save_pretrained(tmp_path / "subnet")
     with pytest.raises(ValueError, match=f"--{option} .* supernet, but the model is not one"):
         run(model_name_or_path=str(tmp_path / "subnet"), **{option: "smallest"})
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("mlm_mos_*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_argument_file_is_read(script, path, tmp_path):
+    types = (script.ModelArguments, script.DataArguments, script.SupernetTrainingArguments)
+    # bf16 and data loader workers of the published recipe need not exist here.
+    overrides = [
+        "--output_dir",
+        str(tmp_path),
+        "--bf16",
+        "false",
+        "--use_cpu",
+        "true",
+        "--load_best_model_at_end",
+        "0",
+    ]
+    model_arguments, data_arguments, training_arguments = script.parse_arguments(types, [str(path), *overrides])
+    space = script.parse_search_space(model_arguments.search_space)
+    config = script.MosConfig(
+        hidden_size=model_arguments.hidden_size,
+        num_hidden_layers=model_arguments.num_hidden_layers,
+        num_attention_heads=model_arguments.num_attention_heads,
+        intermediate_size=model_arguments.intermediate_size,
+        search_space=space,
+        routing=model_arguments.routing,
+        num_experts=model_arguments.num_experts,
+    )
+    assert len(config.build_search_space().hidden_sizes) > 1
+    written = yaml.safe_load(path.read_text())
+    for name, value in written.items():
+        if name in {override.lstrip("-") for override in overrides}:
+            continue
+        holder = next(part for part in (model_arguments, data_arguments, training_arguments) if hasattr(part, name))
+        found = getattr(holder, name)
+        found = "none" if found == [] else getattr(found, "value", found)
+        assert found == value or str(found) == str(value), name
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"routing": "layer"}, "has routing='neuron', but 'layer' is asked for; drop the option"),
+        ({"num_experts": 3}, "has num_experts=2, but 3 is asked for"),
+        ({"hidden_size": 48}, "has hidden_size=24, but 48 is asked for"),
+        ({"search_space": {"hidden_sizes": [24]}}, "has search_space=.* is asked for"),
+    ],
+)
+def test_options_that_contradict_a_saved_supernet(run, supernet, options, message):
+    with pytest.raises(ValueError, match=message):
+        run(model_name_or_path=str(supernet[0]), **options)
+
+
+def test_an_output_folder_of_another_run_is_refused(run, tmp_path):
+    run(max_steps=2)
+    before = saved_weights(tmp_path / "out")
+    for options, message in (
+        ({"routing": "layer"}, "its routing is 'neuron', this run's is 'layer'. Choose another --output_dir"),
+        ({"router_input": "constant"}, "its router_input is 'scaled', this run's is 'constant'"),
+        ({"train_architecture": "smallest"}, "its model_type is 'mos', this run's is 'mos_subnet'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(**options)
+    assert largest_change(before, saved_weights(tmp_path / "out")) == 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"architecture_sampling": "fixed", "default_architecture": "largest"},
+        {"train_architecture": "smallest"},
+    ],
+)
+def test_best_checkpoint_of_one_architecture(run, tmp_path, options):
+    """The published recipe chooses by the largest network, which these runs do not evaluate by that name."""
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_largest_loss", "greater_is_better": False}
+    run(**best, **options, eval_strategy="steps", eval_steps=2, max_steps=4)
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    assert state["best_metric"] == min(entry["eval_loss"] for entry in state["log_history"] if "eval_loss" in entry)
+
+
+def test_an_ordinary_subnet_is_trained_as_it_is(run, tmp_path):
+    space = {**SPACE, "bottleneck": False}
+    run(search_space=space, train_architecture="smallest", max_steps=1)
+    run(model_name_or_path=str(tmp_path / "out"), as_is=True, output_dir=str(tmp_path / "more"), max_steps=1)
+    further = AutoModelForMaskedLM.from_pretrained(tmp_path / "more")
+    assert type(further) is BertForMaskedLM and further.config.hidden_size == 12
+    assert largest_change(saved_weights(tmp_path / "out"), saved_weights(tmp_path / "more")) > 0

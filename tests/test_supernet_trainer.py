@@ -13,7 +13,7 @@ from transformers import DataCollatorWithPadding, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_mos import Architecture
-from testing_utils import ELASTIC
+from testing_utils import ELASTIC, make_batch, make_targets, tiny_supernet
 from trainers import SupernetTrainer, SupernetTrainingArguments
 from trainers.losses import attention_loss, hidden_state_loss, soft_cross_entropy
 from training_utils import (
@@ -821,3 +821,54 @@ def test_killed_run_continues_as_if_it_had_not_been(tiny_tokenizer, tmp_path, ki
     assert largest_change(weights_of(straight.model), weights_of(resumed.model)) == 0
     for own, given in zip(resumed.state.log_history[:7], straight.state.log_history[:7], strict=True):
         assert own == given
+
+
+class RecordedEvents(TrainerCallback):
+    def __init__(self):
+        self.metrics = []
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        self.metrics.append(metrics)
+
+
+def test_a_panel_is_one_record_and_one_event(tiny_tokenizer, tmp_path):
+    trainer = make_trainer(tiny_tokenizer, tmp_path)
+    events = RecordedEvents()
+    trainer.add_callback(events)
+    metrics = trainer.evaluate()
+    assert events.metrics == [metrics]
+    (record,) = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert {"eval_largest_loss", "eval_smallest_loss", "eval_largest_perplexity"} <= record.keys()
+
+
+@pytest.mark.parametrize(
+    "head, options",
+    [
+        ("sequence-classification", {"num_labels": 1}),
+        ("sequence-classification", {"problem_type": "multi_label_classification"}),
+        ("token-classification", {}),
+        ("question-answering", {}),
+    ],
+)
+def test_logits_are_distilled_by_the_kind_of_the_task(tmp_path, head, options):
+    """The term vanishes in its gradient where the student is the teacher, and otherwise teaches."""
+    model = tiny_supernet(head, **options)
+    batch = make_batch(model.config)
+    targets = make_targets(head, model.config, batch["input_ids"].shape)
+    if options:
+        shape = (len(batch["input_ids"]),) if "num_labels" in options else (len(batch["input_ids"]), 3)
+        targets = {"labels": torch.rand(shape).round()}
+    arguments = make_arguments(tmp_path, distillation=["logits"])
+    trainer = SupernetTrainer(model, arguments, train_dataset=[{"input_ids": [5]}])
+    trainer.current_gradient_accumulation_steps = 1
+    space = model.search_space
+    inputs = {**batch, **targets}
+    teacher = model(**inputs, architecture=space.largest())
+    model.zero_grad()
+    trainer._logit_distillation(model(**inputs, architecture=space.largest()), teacher, inputs, None).backward()
+    assert max(value.grad.abs().max() for value in model.parameters() if value.grad is not None) < 1e-4
+    model.zero_grad()
+    student = model(**inputs, architecture=space.smallest())
+    loss = trainer._logit_distillation(student, teacher, inputs, None)
+    loss.backward()
+    assert loss > 0 and max(value.grad.abs().max() for value in model.parameters() if value.grad is not None) > 1e-3

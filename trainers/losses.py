@@ -26,6 +26,20 @@ def soft_cross_entropy(
     return -(targets * (student_logits.float() / temperature).log_softmax(dim=-1)).sum(dim=-1) * temperature**2
 
 
+def soft_binary_cross_entropy(student_logits: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:
+    """
+    Binary cross entropy of independent labels against the teacher's probabilities.
+
+    Args:
+        student_logits, teacher_logits (`torch.Tensor` of shape `(rows, labels)`): Scores of the same rows.
+
+    Returns:
+        `torch.Tensor` of shape `(rows,)`: the mean over labels.
+    """
+    targets = teacher_logits.detach().float().sigmoid()
+    return F.binary_cross_entropy_with_logits(student_logits.float(), targets, reduction="none").mean(dim=-1)
+
+
 def hidden_state_loss(
     student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor], attention_mask: torch.Tensor | None
 ) -> torch.Tensor:

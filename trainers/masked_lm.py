@@ -12,6 +12,8 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalPrediction
 
+from modeling_mos.modeling_mos_subnet import MosLMHead
+
 from .checkpoints import StagedCheckpointMixin
 
 
@@ -151,9 +153,11 @@ class MaskedLMTrainer(StagedCheckpointMixin, Trainer):
         asked = labels != -100
         with torch.no_grad(), self.compute_loss_context_manager():
             unwrapped = self.accelerator.unwrap_model(model)
-            if hasattr(unwrapped, "lm_head") and hasattr(unwrapped, "extract_subnet"):
-                # Our own models: vocabulary scores of the labelled positions only.
-                scores = unwrapped.lm_head(unwrapped.base_model(**inputs).last_hidden_state[asked])
+            if isinstance(getattr(unwrapped, "lm_head", None), MosLMHead):
+                # Our own models: vocabulary scores of the labelled positions only. Mixed precision is a wrapper of
+                # the model's forward pass, which this goes around.
+                with self.accelerator.autocast():
+                    scores = unwrapped.lm_head(unwrapped.base_model(**inputs).last_hidden_state[asked])
             else:
                 scores = model(**inputs).logits[asked]
             losses = F.cross_entropy(scores.float(), labels[asked], reduction="none")

@@ -4,6 +4,7 @@
 
 import contextlib
 import random
+import time
 from collections import defaultdict
 from typing import Any
 
@@ -11,12 +12,13 @@ import torch
 from accelerate.utils import DistributedType
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.trainer_utils import speed_metrics
 from transformers.utils import logging
 
 from modeling_mos import Architecture
 
 from .arguments import SupernetTrainingArguments
-from .losses import attention_loss, hidden_state_loss, soft_cross_entropy
+from .losses import attention_loss, hidden_state_loss, soft_binary_cross_entropy, soft_cross_entropy
 from .masked_lm import MaskedLMTrainer
 
 
@@ -64,8 +66,7 @@ class SupernetTrainer(MaskedLMTrainer):
         self.search_space = model.search_space
         if args.ddp_find_unused_parameters is None and args.architecture_sampling != "sandwich":
             # A step may leave layers out, which Trainer expects of no model that checkpoints activations.
-            depths = set(self.search_space.num_hidden_layers) | {model.config.num_hidden_layers}
-            args.ddp_find_unused_parameters = True if len(depths) > 1 else None
+            args.ddp_find_unused_parameters = True if len(self.search_space.num_hidden_layers) > 1 else None
         super().__init__(model=model, args=args, **kwargs)
         self._check_distillation(model, teacher)
         self.teacher = None
@@ -197,16 +198,28 @@ class SupernetTrainer(MaskedLMTrainer):
         return loss
 
     def _logit_distillation(self, outputs, teacher_outputs, inputs, num_items_in_batch) -> torch.Tensor:
-        student, teacher = outputs.logits, teacher_outputs.logits
-        if self.masked_lm:
-            # At the predicted positions only; sparse logits hold nothing else.
-            asked = inputs["labels"] != -100
+        if "start_logits" in outputs:
+            losses = [
+                soft_cross_entropy(outputs[name], teacher_outputs[name], self.args.distillation_temperature)
+                for name in ("start_logits", "end_logits")
+            ]
+            return torch.stack(losses).mean()
+        student, teacher, labels = outputs.logits, teacher_outputs.logits, inputs["labels"]
+        # At the labelled positions only; sparse logits hold nothing else.
+        if labels.dim() == 2 and not labels.is_floating_point():
+            asked = labels != -100
             student = student[asked] if student.dim() == 3 else student
             teacher = teacher[asked] if teacher.dim() == 3 else teacher
-        losses = soft_cross_entropy(student, teacher, self.args.distillation_temperature)
+        config = self.accelerator.unwrap_model(self.model).config
+        if not self.masked_lm and (config.num_labels == 1 or config.problem_type == "regression"):
+            losses = (student.float() - teacher.detach().float()).square().mean(dim=-1)
+        elif not self.masked_lm and labels.is_floating_point():
+            losses = soft_binary_cross_entropy(student, teacher)
+        else:
+            losses = soft_cross_entropy(student, teacher, self.args.distillation_temperature)
         if not self._normalised_by_items(num_items_in_batch):
             return losses.mean()
-        value = losses.sum() / num_items_in_batch
+        value = losses.sum() / num_items_in_batch.clamp(min=1)
         if self.args.average_tokens_across_devices:
             # As Trainer does for the hard loss: gradients are averaged over processes, items were summed.
             value = value * self.accelerator.num_processes
@@ -306,14 +319,27 @@ class SupernetTrainer(MaskedLMTrainer):
         """Evaluates every architecture of the panel; metrics are prefixed with `{metric_key_prefix}_{name}`."""
         if isinstance(self.eval_dataset if eval_dataset is None else eval_dataset, dict):
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        dataloader = self.get_eval_dataloader(eval_dataset)
         metrics: dict[str, float] = {}
+        samples, start = 0, time.time()
         for name, architecture in self.panel.items():
-            metrics |= self.evaluate_architecture(
-                architecture, eval_dataset, ignore_keys, f"{metric_key_prefix}_{name}"
-            )
+            with self.evaluating(architecture):
+                output = self.evaluation_loop(
+                    dataloader,
+                    description=f"Evaluation of {name}",
+                    prediction_loss_only=True if self.compute_metrics is None else None,
+                    ignore_keys=ignore_keys,
+                    metric_key_prefix=f"{metric_key_prefix}_{name}",
+                )
+            samples += output.num_samples
+            metrics |= {key: value for key, value in output.metrics.items() if "preparation_time" not in key}
         losses = [metrics[key] for name in self.panel if (key := f"{metric_key_prefix}_{name}_loss") in metrics]
         if losses:
             metrics[f"{metric_key_prefix}_loss"] = sum(losses) / len(losses)
+        metrics |= speed_metrics(metric_key_prefix, start, num_samples=samples)
+        # One record and one event for the whole panel, so that a tracker and early stopping see every member.
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def evaluate_architecture(

@@ -36,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from example_utils import parse_arguments, show_progress_messages, start_positions_as_sinusoids  # noqa: E402
-from modeling_mos import Architecture, MosConfig, MosForMaskedLM  # noqa: E402
+from modeling_mos import Architecture, MosConfig, MosForMaskedLM, SearchSpace  # noqa: E402
 from prepare_pretraining_data import PreparationArguments, prepare  # noqa: E402
 from trainers import (  # noqa: E402
     MaskedLanguageModelingDataset,
@@ -102,6 +102,13 @@ class ModelArguments:
         metadata={
             "help": "With --architecture_sampling fixed: the architecture to train inside the supernet (the published "
             "stand-alone baseline); same forms as --train_architecture."
+        },
+    )
+    as_is: bool = field(
+        default=False,
+        metadata={
+            "help": "Train the named model as it is, without making a supernet of it: a saved subnet of a space "
+            "without bottlenecks is an ordinary BERT or RoBERTa."
         },
     )
     teacher_name_or_path: str | None = field(
@@ -181,7 +188,10 @@ def load_data(arguments: DataArguments, model_name: str | None, output_dir: str,
     if "train" not in splits:
         raise ValueError(f"The data in {folder!r} has the splits {list(splits)}, none of them is 'train'.")
     beside = Path(folder) / "tokenizer"
-    tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer_name or (beside if beside.is_dir() else model_name))
+    tokenizer_name = arguments.tokenizer_name or (str(beside) if beside.is_dir() else model_name)
+    if tokenizer_name is None:
+        raise ValueError(f"There is no tokenizer beside the data in {folder!r}: name one with --tokenizer_name.")
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_name)
     limits = {"train": arguments.max_train_samples, "validation": arguments.max_eval_samples}
     for name, limit in limits.items():
         if limit is not None and name in splits:
@@ -233,8 +243,10 @@ def load_model(arguments: ModelArguments, tokenizer) -> PreTrainedModel:
             start_positions_as_sinusoids(model)
         return model
     config = AutoConfig.from_pretrained(name)
-    if config.model_type in ("mos", "mos_subnet"):
-        # A supernet's options are its own; only what does not change its function is taken over.
+    if arguments.as_is or config.model_type == "mos_subnet":
+        model = AutoModelForMaskedLM.from_pretrained(name, **dropout, **loading)
+    elif config.model_type == "mos":
+        check_stored_options(arguments, config, options)
         model = AutoModelForMaskedLM.from_pretrained(
             name, sparse_prediction=arguments.sparse_prediction, **dropout, **loading
         )
@@ -246,6 +258,49 @@ def load_model(arguments: ModelArguments, tokenizer) -> PreTrainedModel:
             "tokenizer that the model was trained with."
         )
     return model
+
+
+def check_stored_options(arguments: ModelArguments, config: MosConfig, options: dict[str, Any]) -> None:
+    """
+    A saved supernet's options are its own; those that are asked for must be the same.
+
+    Raises:
+        ValueError: naming the first option that differs from what is stored.
+    """
+    defaults = ModelArguments()
+    for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", *options):
+        asked, stored = getattr(arguments, name), getattr(config, name)
+        if name == "sparse_prediction" or asked == getattr(defaults, name):
+            continue
+        if name == "search_space":
+            sizes = (
+                config.hidden_size,
+                config.intermediate_size,
+                config.num_attention_heads,
+                config.num_hidden_layers,
+            )
+            asked = SearchSpace.resolve(options[name], *sizes).to_dict()
+        if asked != stored:
+            raise ValueError(
+                f"The supernet {arguments.model_name_or_path!r} has {name}={stored!r}, but {asked!r} is asked for; "
+                "drop the option, or start from the backbone again."
+            )
+
+
+def check_continued_run(checkpoint: str, model: PreTrainedModel) -> None:
+    """
+    Raises:
+        ValueError: if a checkpoint in the output folder is of another model than the one to be trained.
+    """
+    stored = json.loads((Path(checkpoint) / "config.json").read_text(encoding="utf-8"))
+    names = ("model_type", "hidden_size", "hidden_sizes", "routing", "num_experts", "router_input", "search_space")
+    for name in (*names, "default_architecture"):
+        asked, found = getattr(model.config, name, None), stored.get(name)
+        if asked != found:
+            raise ValueError(
+                f"The output folder holds the checkpoint {checkpoint!r} of another run: its {name} is {found!r}, this "
+                f"run's is {asked!r}. Choose another --output_dir, or delete that folder's checkpoints."
+            )
 
 
 def parse_search_space(text: str) -> str | dict[str, Any]:
@@ -327,6 +382,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
         model.config.default_architecture = model.resolve_architecture(chosen).to_dict()
     if model_arguments.train_architecture is not None:
         model = model.extract_subnet(parse_architecture(model_arguments.train_architecture, model)).train()
+    one_architecture = not isinstance(model, MosForMaskedLM) or training_arguments.architecture_sampling == "fixed"
+    wanted = training_arguments.metric_for_best_model
+    if one_architecture and wanted is not None and wanted.startswith(("eval_largest", "eval_smallest", "eval_random")):
+        training_arguments.metric_for_best_model = "eval_loss"
+        logger.info(f"One architecture is trained: the best checkpoint goes by eval_loss instead of {wanted}.")
     common = {"args": training_arguments, "train_dataset": train_dataset, "eval_dataset": eval_dataset}
     if isinstance(model, MosForMaskedLM):
         teacher = None
@@ -344,6 +404,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
         checkpoint = get_last_checkpoint(training_arguments.output_dir)
         if checkpoint is not None:
             logger.info(f"Continuing from {checkpoint}.")
+    if isinstance(checkpoint, str):
+        check_continued_run(checkpoint, model)
     result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_state()
