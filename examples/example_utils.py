@@ -11,7 +11,7 @@ import string
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
@@ -29,6 +29,7 @@ from transformers import BertTokenizer, HfArgumentParser, PreTrainedModel
 
 __all__ = [
     "parse_arguments",
+    "run_script",
     "show_progress_messages",
     "start_positions_as_sinusoids",
     "train_wordpiece_tokenizer",
@@ -128,6 +129,14 @@ def show_progress_messages(logger: logging.Logger) -> None:
     """Shows what a script says about its progress, and of other packages warnings only."""
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
     logger.setLevel(logging.INFO)
+
+
+def run_script(main: Callable[[], object]) -> None:
+    """Runs a script's `main`; what is wrong with the user's input is said without a traceback."""
+    try:
+        main()
+    except (ValueError, FileNotFoundError, FileExistsError) as error:
+        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
 
 
 def write_text_atomically(path: str | os.PathLike, text: str | Iterable[str]) -> None:

@@ -23,7 +23,12 @@ from transformers.utils import logging
 EXAMPLES = Path(__file__).resolve().parent
 sys.path[:0] = [str(EXAMPLES), str(EXAMPLES / "language-modeling")]
 
-from example_utils import parse_arguments, start_positions_as_sinusoids, write_text_atomically  # noqa: E402
+from example_utils import (  # noqa: E402
+    parse_arguments,
+    run_script,
+    start_positions_as_sinusoids,
+    write_text_atomically,
+)
 from modeling_mos import Architecture, MosConfig, MosForMaskedLM  # noqa: E402
 from prepare_pretraining_data import PreparationArguments, prepare  # noqa: E402
 from synthetic_data import generate_documents  # noqa: E402
@@ -39,7 +44,9 @@ class QuickstartArguments:
 
     output_dir: str = field(default="quickstart_output", metadata={"help": "Where everything is written."})
     num_documents: int = field(default=3000, metadata={"help": "Documents of made-up English to train on."})
-    max_steps: int = field(default=600, metadata={"help": "Optimizer steps of the supernet."})
+    max_steps: int = field(
+        default=1000, metadata={"help": "Optimizer steps; the largest network has the first 40% for itself."}
+    )
     num_candidates: int = field(default=6, metadata={"help": "Random subnets inside the limit to compare."})
     size_limit: float = field(
         default=0.6, metadata={"help": "Largest size of the subnet taken out, as a share of the largest network's."}
@@ -87,6 +94,7 @@ def train_supernet(arguments: QuickstartArguments, folder: Path, splits, tokeniz
     training_arguments = SupernetTrainingArguments(
         output_dir=str(folder / "training"),
         max_steps=arguments.max_steps,
+        largest_only_steps=int(0.4 * arguments.max_steps),
         per_device_train_batch_size=32,
         per_device_eval_batch_size=64,
         learning_rate=1e-3,
@@ -96,6 +104,7 @@ def train_supernet(arguments: QuickstartArguments, folder: Path, splits, tokeniz
         report_to="none",
         seed=arguments.seed,
         use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(),
     )
     supernet = MosForMaskedLM(config)
     start_positions_as_sinusoids(supernet)
@@ -127,6 +136,17 @@ def compare(trainer: SupernetTrainer, architectures: dict[str, Architecture]) ->
     return rows
 
 
+def word_frequency_perplexity(trainer: SupernetTrainer) -> float:
+    """Perplexity of guessing each masked word piece by its frequency in the training text: what is to be beaten."""
+    train, validation = trainer.train_dataset, trainer.eval_dataset
+    counts = torch.ones(train.vocab_size)
+    for ids in train.dataset["input_ids"]:
+        counts += torch.bincount(torch.tensor(ids), minlength=train.vocab_size)
+    losses = -(counts / counts.sum()).log()
+    labels = torch.cat([torch.from_numpy(row["labels"]) for row in validation.__getitems__(range(len(validation)))])
+    return losses[labels[labels != -100]].mean().exp().item()
+
+
 def largest_difference(supernet: MosForMaskedLM, subnet, architecture: Architecture, tokenizer) -> float:
     """Between the logits of the slice inside the supernet and of the model taken out."""
     batch = tokenizer(["the old captain [MASK] the letter.", "a song"], padding=True, return_tensors="pt")
@@ -135,7 +155,7 @@ def largest_difference(supernet: MosForMaskedLM, subnet, architecture: Architect
         return (supernet(**batch, architecture=architecture).logits - subnet(**batch).logits).abs().max().item()
 
 
-def plot(rows: list[dict], chosen: str, path: Path) -> bool:
+def plot(rows: list[dict], chosen: str, frequencies: float, path: Path) -> bool:
     """Draws parameters against perplexity; whether there is something to draw with."""
     try:
         import matplotlib
@@ -146,12 +166,16 @@ def plot(rows: list[dict], chosen: str, path: Path) -> bool:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    axes.axhline(frequencies, color="gray", linestyle="--", label="word frequencies alone")
     for row in rows:
         is_chosen = row["name"] == chosen
         axes.scatter(row["parameters"] / 1e3, row["perplexity"], color="C1" if is_chosen else "C0", zorder=2)
-        axes.annotate(
-            row["name"], (row["parameters"] / 1e3, row["perplexity"]), xytext=(5, 4), textcoords="offset points"
-        )
+        if is_chosen or row["name"] in ("largest", "smallest"):
+            axes.annotate(
+                row["name"], (row["parameters"] / 1e3, row["perplexity"]), xytext=(5, 5), textcoords="offset points"
+            )
+    axes.margins(0.12)
+    axes.legend()
     axes.set_xlabel("parameters of the subnet (thousands)")
     axes.set_ylabel("validation perplexity")
     axes.set_title("Subnets of one supernet; the one taken out is orange")
@@ -207,21 +231,23 @@ def main(arguments: Sequence[str] | None = None) -> dict:
     print(f"{type(loaded).__name__} with {loaded.num_parameters():,} parameters in {subnet_folder}")
 
     fill = pipeline("fill-mask", model=loaded, tokenizer=tokenizer)
-    validation = tokenizer.batch_decode(splits["validation"][:3]["input_ids"], skip_special_tokens=True)
-    for text in validation:
-        words = text.split()[:12]
+    for document in generate_documents(3, seed=arguments.seed + 1):
+        words = document.split(".")[0].split()
         place = len(words) // 2
         hidden, words[place] = words[place], tokenizer.mask_token
         guesses = ", ".join(f"{guess['token_str']} {guess['score']:.2f}" for guess in fill(" ".join(words), top_k=3))
-        print(f"  {' '.join(words)}\n    was: {hidden}   guesses: {guesses}")
+        print(f"  {' '.join(words)}.\n    was: {hidden}   guesses: {guesses}")
 
-    plotted = plot(rows, best["name"], folder / "subnets.png")
+    frequencies = word_frequency_perplexity(trainer)
+    plotted = plot(rows, best["name"], frequencies, folder / "subnets.png")
     heading("Summary")
     print_table(rows, best["name"])
+    print(f"{'':2}{'word frequencies alone':<60}{frequencies:>14.2f}")
+    print("* the one taken out: the best of those within the limit")
     print(f"subnet against the slice inside the supernet: largest difference of a logit {difference:.1e}")
     print(f"written: {subnet_folder} (the subnet)" + (f", {folder / 'subnets.png'} (the plot)" if plotted else ""))
     return {"rows": rows, "best": best["name"], "difference": difference}
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

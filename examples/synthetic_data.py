@@ -22,7 +22,13 @@ from typing import TypeVar
 from transformers import BertTokenizer
 from transformers.utils import logging
 
-from example_utils import parse_arguments, show_progress_messages, train_wordpiece_tokenizer, write_text_atomically
+from example_utils import (
+    parse_arguments,
+    run_script,
+    show_progress_messages,
+    train_wordpiece_tokenizer,
+    write_text_atomically,
+)
 
 
 __all__ = ["generate_classification", "generate_documents", "train_tokenizer"]
@@ -737,4 +743,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -3,8 +3,11 @@
 """examples/quickstart.py, with less to do."""
 
 import logging
+import math
 import sys
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer
@@ -72,7 +75,7 @@ def test_without_matplotlib_there_is_a_warning_and_no_plot(script, story, tmp_pa
     folder, result = story
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # what makes `import matplotlib` fail
     with caplog.at_level(logging.WARNING):
-        script.plot(result["rows"], result["best"], tmp_path / "subnets.png")
+        script.plot(result["rows"], result["best"], 10.0, tmp_path / "subnets.png")
     assert not (tmp_path / "subnets.png").exists()
     assert "matplotlib is not installed, so there is no plot" in caplog.text
 
@@ -88,3 +91,17 @@ def test_without_matplotlib_the_summary_promises_no_plot(script, tmp_path, monke
 def test_misspelt_option(script):
     with pytest.raises(ValueError, match=r"'--max_step'.* did you mean '--max_steps'"):
         script.main(["--max_step", "4"])
+
+
+class MaskedRows(list):
+    def __getitems__(self, indices):
+        return [self[index] for index in indices]
+
+
+def test_word_frequencies_are_what_is_to_be_beaten(script):
+    """Two words in the training text, three to one; the masked positions hold one of each."""
+    train = SimpleNamespace(vocab_size=2, dataset={"input_ids": [[0] * 299 + [1] * 99]})
+    rows = [{"labels": np.array([0, -100])}, {"labels": np.array([-100, 1])}]
+    trainer = SimpleNamespace(train_dataset=train, eval_dataset=MaskedRows(rows))
+    expected = math.exp(-(math.log(0.75) + math.log(0.25)) / 2)
+    assert script.word_frequency_perplexity(trainer) == pytest.approx(expected, rel=1e-4)

@@ -43,6 +43,11 @@ class MaskedLanguageModelingDataset(Dataset):
                 raise ValueError(f"The tokenizer has no {name}; masked language modeling needs one.")
         if not 0 < mlm_probability <= 1:
             raise ValueError(f"`mlm_probability` must lie in (0, 1], got {mlm_probability}.")
+        if not hasattr(dataset, "column_names"):
+            raise TypeError(
+                f"Expected a datasets.Dataset with a column `input_ids`, got a {type(dataset).__name__}; make one "
+                "with `datasets.Dataset.from_list(rows)`."
+            )
         if "input_ids" not in dataset.column_names:
             raise ValueError(
                 f"The dataset has the columns {dataset.column_names}, `input_ids` is missing; tokenise it first, for "

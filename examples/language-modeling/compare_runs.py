@@ -25,7 +25,12 @@ from transformers.utils import logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from example_utils import parse_arguments, show_progress_messages, write_text_atomically  # noqa: E402
+from example_utils import (  # noqa: E402
+    parse_arguments,
+    run_script,
+    show_progress_messages,
+    write_text_atomically,
+)
 
 
 logger = logging.get_logger("compare_runs")
@@ -186,4 +191,4 @@ def main(arguments: Sequence[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

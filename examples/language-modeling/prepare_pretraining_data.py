@@ -47,8 +47,9 @@ from transformers.utils import logging
 
 # The helpers are one folder up; example scripts are run from anywhere and are not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from example_utils import (  # noqa: E402
+from example_utils import (
     parse_arguments,
+    run_script,  # noqa: E402
     show_progress_messages,
     train_wordpiece_tokenizer,
     write_text_atomically,
@@ -923,4 +924,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -35,7 +35,12 @@ from transformers.utils import logging
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from example_utils import parse_arguments, show_progress_messages, start_positions_as_sinusoids  # noqa: E402
+from example_utils import (  # noqa: E402
+    parse_arguments,
+    run_script,
+    show_progress_messages,
+    start_positions_as_sinusoids,
+)
 from modeling_mos import Architecture, MosConfig, MosForMaskedLM, SearchSpace  # noqa: E402
 from prepare_pretraining_data import PreparationArguments, prepare  # noqa: E402
 from trainers import (  # noqa: E402
@@ -409,8 +414,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_state()
-    trainer.log_metrics("train", result.metrics)
-    trainer.save_metrics("train", result.metrics)
+    if result.training_loss > 0 or checkpoint is None:
+        trainer.log_metrics("train", result.metrics)
+        trainer.save_metrics("train", result.metrics)
+    else:
+        logger.info("The training was finished already; its results stay as they are.")
     metrics: dict[str, float] = {}
     if eval_dataset is not None:
         metrics = trainer.evaluate()
@@ -422,4 +430,4 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)
