@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import yaml
+from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
@@ -135,8 +136,10 @@ def run_script(main: Callable[[], object]) -> None:
     """Runs a script's `main`; what is wrong with the user's input is said without a traceback."""
     try:
         main()
-    except (ValueError, FileNotFoundError, FileExistsError) as error:
+    except (ValueError, OSError) as error:  # OSError: also a model that is neither a folder nor on the Hub
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+    except StrictDataclassError as error:  # a configuration that says what it does not take, in its cause
+        sys.exit(f"{Path(sys.argv[0]).name}: {error.__cause__ or error}")
 
 
 def write_text_atomically(path: str | os.PathLike, text: str | Iterable[str]) -> None:

@@ -468,25 +468,29 @@ class QuestionAnsweringHeadMixin:
         names = [name for name in tokenizer.model_input_names if name in windows]
         was_training = self.training
         self.eval()
+        try:
+            outputs = [
+                self(**{name: windows[name][first : first + batch_size].to(self.device) for name in names}, **kwargs)
+                for first in range(0, len(windows["input_ids"]), batch_size)
+            ]
+        finally:
+            self.train(was_training)
+        every_start, every_end = (
+            torch.cat([output[name].float().cpu() for output in outputs]) for name in ("start_logits", "end_logits")
+        )
         best: dict[tuple[int, int], float] = {}
-        for first in range(0, len(windows["input_ids"]), batch_size):
-            chunk = slice(first, first + batch_size)
-            outputs = self(**{name: windows[name][chunk].to(self.device) for name in names}, **kwargs)
-            for index, (starts, ends) in enumerate(
-                zip(outputs.start_logits.float().cpu(), outputs.end_logits.float().cpu(), strict=True), start=first
-            ):
-                inside = torch.tensor([part == 1 for part in windows.sequence_ids(index)])
-                scores = starts[:, None] + ends[None, :]
-                allowed = inside[:, None] & inside[None, :]
-                allowed = allowed.triu() & ~allowed.triu(diagonal=max_answer_length)
-                scores = scores.masked_fill(~allowed, -torch.inf).flatten()
-                kept = min(20 * top_k, int(allowed.sum()))
-                for score, position in zip(*(found.tolist() for found in scores.topk(kept)), strict=True):
-                    start, end = divmod(position, len(starts))
-                    offsets = windows["offset_mapping"][index]
-                    span = (int(offsets[start][0]), int(offsets[end][1]))
-                    best[span] = max(score, best.get(span, -torch.inf))
-        self.train(was_training)
+        for index, (starts, ends) in enumerate(zip(every_start, every_end, strict=True)):
+            inside = torch.tensor([part == 1 for part in windows.sequence_ids(index)])
+            scores = starts[:, None] + ends[None, :]
+            allowed = inside[:, None] & inside[None, :]
+            allowed = allowed.triu() & ~allowed.triu(diagonal=max_answer_length)
+            scores = scores.masked_fill(~allowed, -torch.inf).flatten()
+            kept = min(20 * top_k, int(allowed.sum()))
+            for score, position in zip(*(found.tolist() for found in scores.topk(kept)), strict=True):
+                start, end = divmod(position, len(starts))
+                offsets = windows["offset_mapping"][index]
+                span = (int(offsets[start][0]), int(offsets[end][1]))
+                best[span] = max(score, best.get(span, -torch.inf))
         ranked = sorted(best.items(), key=lambda item: (-item[1], item[0]))
         probabilities = torch.tensor([score for _, score in ranked]).softmax(dim=0).tolist()
         return [

@@ -21,6 +21,7 @@ from .modeling_sharcs import (
     SharcsModel,
     SharcsPreTrainedModel,
 )
+from .reordering import Importance, compute_importance, reorder_backbone
 
 
 AutoConfig.register(SharcsConfig.model_type, SharcsConfig)
@@ -34,10 +35,13 @@ for _auto_class, _model_class in {
 
 
 __all__ = [
+    "Importance",
     "SharcsConfig",
     "SharcsForQuestionAnswering",
     "SharcsForSequenceClassification",
     "SharcsForTokenClassification",
     "SharcsModel",
     "SharcsPreTrainedModel",
+    "compute_importance",
+    "reorder_backbone",
 ]

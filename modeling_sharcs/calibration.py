@@ -2,6 +2,10 @@
 # Licensed under the Apache License, Version 2.0: http://www.apache.org/licenses/LICENSE-2.0
 """Recorded router scores and a compute budget into the price of compute."""
 
+import bisect
+import itertools
+import statistics
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,6 +16,10 @@ from .modeling_sharcs import choose_widths
 
 
 TABLE_SIZE = 201
+# Latency is measured at so many prices, on so many batches, in so many rounds.
+LATENCY_POINTS = 9
+LATENCY_BATCHES = 8
+LATENCY_ROUNDS = 5
 
 
 @torch.no_grad()
@@ -35,11 +43,7 @@ def record(
         for position, batch in enumerate(dataloader):
             if max_batches is not None and position >= max_batches:
                 break
-            inputs = {
-                name: value.to(model.device)
-                for name, value in batch.items()
-                if name in ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
-            }
+            inputs = _inputs(batch, model.device)
             logits = model.base_model(**inputs, width=narrowest).router_logits
             mask = inputs.get("attention_mask")
             reference = inputs["input_ids"] if "input_ids" in inputs else inputs["inputs_embeds"]
@@ -58,25 +62,47 @@ def record(
     return recorded, torch.cat(lengths)
 
 
+def _inputs(batch: dict[str, Any], device: torch.device) -> dict[str, torch.Tensor]:
+    names = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
+    return {name: value.to(device) for name, value in batch.items() if name in names}
+
+
 def share_of_full(model: PreTrainedModel, widths: torch.Tensor, lengths: torch.Tensor) -> float:
     """Summed FLOPs, router included, over summed full FLOPs, at the rows' own lengths."""
+    return float(row_shares(model, lengths).gather(1, widths.unsqueeze(1)).sum())
+
+
+def row_shares(model: PreTrainedModel, lengths: torch.Tensor) -> torch.Tensor:
+    """What every row spends at every width, router included, as a share of all rows' full FLOPs: `(rows, widths)`."""
     last = len(model.config.width_multipliers) - 1
-    spent = full = 0
-    for length in lengths.unique().tolist():
-        at_length = widths[lengths == length]
-        full += len(at_length) * model._flops(length, last, routed=False)
-        counts = torch.bincount(at_length, minlength=last + 1).tolist()
-        spent += sum(count * model._flops(length, index, routed=True) for index, count in enumerate(counts))
-    return spent / full
+    known, places = lengths.unique(return_inverse=True)
+    spent, full = [], []
+    for length in known.tolist():
+        spent.append([model._flops(length, index, routed=True) for index in range(last + 1)])
+        full.append(model._flops(length, last, routed=False))
+    total = torch.tensor(full, dtype=torch.double)[places].sum()
+    return torch.tensor(spent, dtype=torch.double)[places] / total
 
 
 def calibrate(
-    model: PreTrainedModel, dataloader: Iterable[dict[str, Any]], max_batches: int | None = None
+    model: PreTrainedModel,
+    dataloader: Iterable[dict[str, Any]],
+    max_batches: int | None = None,
+    measure_latency: bool = False,
 ) -> dict[str, Any]:
     """See [`SharcsPreTrainedModel.calibrate`]."""
-    scores, lengths = record(model, dataloader, max_batches)
+    kept: list[dict[str, Any]] = []
+
+    def batches():
+        for batch in itertools.islice(dataloader, max_batches):
+            if measure_latency and len(kept) < LATENCY_BATCHES:
+                kept.append(batch)
+            yield batch
+
+    scores, lengths = record(model, batches())
     costs = model.base_model.relative_costs()  # those that the encoder, which has no head, chooses by
-    prices = _candidate_prices(scores, costs)
+    prices = candidate_prices(scores, costs)
+    shares = row_shares(model, lengths)
     table = []
     for price in prices.tolist():
         widths = choose_widths(scores, price, costs)
@@ -84,15 +110,84 @@ def calibrate(
         table.append(
             {
                 "price": price,
-                "share": share_of_full(model, widths, lengths),
+                "share": float(shares.gather(1, widths.unsqueeze(1)).sum()),
                 "rows_per_width": (counts / counts.sum()).tolist(),
             }
         )
-    model.config.calibration = {"rows": len(scores), "mean_length": float(lengths.double().mean()), "table": table}
-    return model.config.calibration
+    calibration = {"rows": len(scores), "mean_length": float(lengths.double().mean()), "table": table}
+    if measure_latency:
+        calibration["latency"] = _add_latency(model, kept, table)
+    model.config.calibration = calibration
+    return calibration
 
 
-def _candidate_prices(scores: torch.Tensor, costs: list[float]) -> torch.Tensor:
+def _add_latency(model: PreTrainedModel, batches: list[dict[str, Any]], table: list[dict[str, Any]]) -> dict[str, Any]:
+    """Measures a few prices of the table and gives every row of it a `latency_share`; returns how it was measured."""
+    by_share = sorted(table, key=lambda row: row["share"])
+    places = [round(step * (len(by_share) - 1) / (LATENCY_POINTS - 1)) for step in range(LATENCY_POINTS)]
+    measured = [by_share[place] for place in sorted(set(places))]
+    latencies = measure_latencies(model, batches, [row["price"] for row in measured])
+    # What costs more FLOPs is not faster; where a measurement says so, it is noise.
+    latencies = list(itertools.accumulate(latencies, max))
+    shares = [row["share"] for row in measured]
+    for row in table:
+        row["latency_share"] = _interpolate(row["share"], shares, latencies)
+    reference = batches[0]["input_ids"] if "input_ids" in batches[0] else batches[0]["inputs_embeds"]
+    return {
+        "device": str(model.device),
+        "batch_size": len(reference),
+        "batches": len(batches),
+        "rounds": LATENCY_ROUNDS,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _interpolate(at: float, places: list[float], values: list[float]) -> float:
+    after = bisect.bisect_left(places, at)
+    if after == 0 or after == len(places):
+        return values[min(after, len(values) - 1)]
+    low, high = places[after - 1], places[after]
+    share = (at - low) / (high - low)
+    # In this form, unlike a weighted mean, rounding keeps the order of the values.
+    return min(values[after - 1] + (values[after] - values[after - 1]) * share, values[after])
+
+
+@torch.no_grad()
+def measure_latencies(
+    model: PreTrainedModel, batches: list[dict[str, Any]], prices: list[float], rounds: int = LATENCY_ROUNDS
+) -> list[float]:
+    """
+    Time of routed inference at each price over that of the widest path, on this device: medians over rounds in which
+    all take turns, after one that warms up.
+    """
+    was_training = model.training
+    model.eval()
+    prepared = [_inputs(batch, model.device) for batch in batches]
+    widest = {"width": model.config.width_multipliers[-1]}
+    settings = [widest, *({"router_price": price} for price in prices)]
+    times: list[list[float]] = [[] for _ in settings]
+    try:
+        for position in range(rounds + 1):
+            for setting, found in zip(settings, times, strict=True):
+                _synchronize(model.device)
+                start = time.perf_counter()
+                for inputs in prepared:
+                    model(**inputs, **setting)
+                _synchronize(model.device)
+                if position:
+                    found.append(time.perf_counter() - start)
+    finally:
+        model.train(was_training)
+    full, *others = (statistics.median(found) for found in times)
+    return [other / full for other in others]
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def candidate_prices(scores: torch.Tensor, costs: list[float]) -> torch.Tensor:
     """Prices between which rows change their width, thinned to `TABLE_SIZE` quantiles, and both ends."""
     changes = []
     for narrow in range(len(costs)):
@@ -107,24 +202,33 @@ def _candidate_prices(scores: torch.Tensor, costs: list[float]) -> torch.Tensor:
     return torch.cat([changes[:1] - margin, inner, changes[-1:] + margin]).unique()
 
 
-def set_compute_budget(model: PreTrainedModel, budget: float) -> float:
+def set_compute_budget(model: PreTrainedModel, budget: float, unit: str = "flops") -> float:
     """See [`SharcsPreTrainedModel.set_compute_budget`]."""
     calibration = model.config.calibration
     if calibration is None:
         raise ValueError(
             "This model has no calibration; run `model.calibrate(dataloader)` on a few hundred unlabelled rows first."
         )
+    if unit not in ("flops", "latency"):
+        raise ValueError(f"A compute budget is in 'flops' or 'latency', not in {unit!r}.")
+    column = "share" if unit == "flops" else "latency_share"
     rows = sorted(calibration["table"], key=lambda row: row["price"])
-    shares = [row["share"] for row in rows]
+    if column not in rows[0]:
+        raise ValueError(
+            "The calibration measured no latency; run `model.calibrate(dataloader, measure_latency=True)` first, on "
+            "the device that counts."
+        )
+    shares = [row[column] for row in rows]
     lowest, highest = min(shares), max(shares)
     if not lowest - 1e-9 <= budget <= max(highest, 1.0) + 1e-9:
+        what = "FLOPs" if unit == "flops" else "latency"
         raise ValueError(
-            f"A compute budget of {budget:g} of full FLOPs is out of reach: this model can spend {lowest:.3f} to "
+            f"A compute budget of {budget:g} of full {what} is out of reach: this model can spend {lowest:.3f} to "
             f"{highest:.3f}; for less, train narrower widths or an earlier router."
         )
     # Dearer compute never raises the share; the cheapest price that keeps to the budget spends the most of it.
     price = (
-        next(row["price"] for row in rows if row["share"] <= budget + 1e-9) if budget < highest else rows[0]["price"]
+        next(row["price"] for row in rows if row[column] <= budget + 1e-9) if budget < highest else rows[0]["price"]
     )
     model.config.router_price = price
     return price
@@ -141,4 +245,12 @@ def shares_at_price(model: PreTrainedModel) -> list[float]:
     return min(calibration["table"], key=lambda row: abs(row["price"] - price))["rows_per_width"]
 
 
-__all__ = ["calibrate", "record", "set_compute_budget", "share_of_full", "shares_at_price"]
+__all__ = [
+    "calibrate",
+    "candidate_prices",
+    "record",
+    "row_shares",
+    "set_compute_budget",
+    "share_of_full",
+    "shares_at_price",
+]

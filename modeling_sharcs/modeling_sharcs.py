@@ -292,7 +292,7 @@ class SharcsPreTrainedModel(PreTrainedModel):
 
         return sharcs_from_backbone(cls, backbone, **kwargs)
 
-    def calibrate(self, dataloader, max_batches: int | None = None) -> dict[str, Any]:
+    def calibrate(self, dataloader, max_batches: int | None = None, measure_latency: bool = False) -> dict[str, Any]:
         """
         Records the router's scores on a data loader and stores a small table of price against share of full FLOPs in
         the configuration, from which [`~SharcsPreTrainedModel.set_compute_budget`] reads.
@@ -300,6 +300,9 @@ class SharcsPreTrainedModel(PreTrainedModel):
         Args:
             dataloader (`Iterable[dict]`): Batches of model inputs; targets are ignored.
             max_batches (`int`, *optional*): Stop after this many.
+            measure_latency (`bool`, *optional*, defaults to `False`):
+                Also time a few of the prices on the first batches, on the device that the model is on, so that budgets
+                can be shares of the widest path's latency there.
 
         Returns:
             `dict`: the table, as stored in `config.calibration`.
@@ -309,25 +312,29 @@ class SharcsPreTrainedModel(PreTrainedModel):
         """
         from .calibration import calibrate
 
-        return calibrate(self, dataloader, max_batches)
+        return calibrate(self, dataloader, max_batches, measure_latency)
 
-    def set_compute_budget(self, budget: float) -> float:
+    def set_compute_budget(self, budget: float, unit: str = "flops") -> float:
         """
-        Sets `config.router_price` so that routed inference spends this share of full FLOPs (router included) on data
-        like the calibration's.
+        Sets `config.router_price` so that routed inference spends this share of full FLOPs (router included), or of
+        the latency, on data like the calibration's.
 
         Args:
-            budget (`float`): Share of the FLOPs of the widest path.
+            budget (`float`): Share of what the widest path spends.
+            unit (`str`, *optional*, defaults to `"flops"`):
+                `"flops"`, or `"latency"` after a calibration with `measure_latency=True`: on that device, in batches
+                like the calibration's.
 
         Returns:
             `float`: the price.
 
         Raises:
-            ValueError: without a calibration, or where the budget is out of reach; the message says the range.
+            ValueError: without a calibration, for a unit that is unknown or was not measured, or where the budget is
+                out of reach; the message says the range.
         """
         from .calibration import set_compute_budget
 
-        return set_compute_budget(self, budget)
+        return set_compute_budget(self, budget, unit)
 
     # ---- costs ------------------------------------------------------------------------------------------------------
 
@@ -491,7 +498,14 @@ class SharcsModel(SharcsPreTrainedModel):
             raise ValueError(f"`attention_mask` must have the shape (batch, tokens), got {attention_mask.dim()} axes.")
 
         hidden = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
-        mask = create_bidirectional_mask(config, inputs_embeds=hidden, attention_mask=attention_mask)
+        mask = create_bidirectional_mask(
+            config,
+            inputs_embeds=hidden,
+            attention_mask=attention_mask,
+            # Whether a mask could be left out is read from the device, which would have to be waited for. Routed rows
+            # wait once, for their plan, and lose superfluous masks then.
+            allow_is_bidirectional_skip=attention_mask is None or not routed,
+        )
         full = config.width_sizes(last)
         states, attentions = (hidden,), ()
         for layer in self.layers[: config.router_layer]:
@@ -501,7 +515,7 @@ class SharcsModel(SharcsPreTrainedModel):
 
         if routed:
             width_indices = choose_widths(router_logits, price, self.relative_costs())
-            hidden = self._run_groups(hidden, attention_mask, width_indices, **kwargs)
+            hidden = self._run_groups(hidden, attention_mask, mask, width_indices, **kwargs)
         else:
             width_indices = torch.full((hidden.shape[0],), forced, device=hidden.device)
             hidden, states_after, attentions_after = self._run_routed_layers(hidden, mask, forced, **kwargs)
@@ -525,33 +539,55 @@ class SharcsModel(SharcsPreTrainedModel):
         return hidden, states, attentions
 
     def _run_groups(
-        self, hidden: torch.Tensor, attention_mask: torch.Tensor | None, width_indices: torch.Tensor, **kwargs
+        self,
+        hidden: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        mask: Any,
+        width_indices: torch.Tensor,
+        **kwargs,
     ) -> torch.Tensor:
-        """Rows of one width together, padding trimmed to the group's longest row, results put back in order."""
+        """
+        Rows of one width together, padding trimmed to the group's longest row, results put back in order. `mask` is
+        what `create_bidirectional_mask` made of `attention_mask` for the whole batch.
+        """
         batch, tokens, _ = hidden.shape
         if attention_mask is None:
-            ends = torch.full((batch,), tokens, device=hidden.device)
+            ends = counts = torch.full((batch,), tokens, device=hidden.device)
         else:
+            real = attention_mask.bool()
             # One past the last real token, so that padding on either side is handled.
-            places = torch.arange(1, tokens + 1, device=hidden.device)
-            ends = (attention_mask.bool() * places).amax(dim=1)
+            ends = (real * torch.arange(1, tokens + 1, device=hidden.device)).amax(dim=1)
+            counts = real.sum(dim=1)
         # The one synchronisation with the device.
-        plan = torch.stack([width_indices, ends]).tolist()
+        plan = torch.stack([width_indices, ends, counts], dim=1).tolist()
         result = torch.zeros_like(hidden)
         # The rows of each group stay on the device: a list copied there would wait for it again.
         order = width_indices.argsort(stable=True)
         start = 0
-        for index in sorted(set(plan[0])):
-            lengths = [end for taken, end in zip(*plan, strict=True) if taken == index]
-            longest = max(*lengths, 1)
-            rows = order[start : start + len(lengths)]
-            start += len(lengths)
+        for index in sorted({taken for taken, _, _ in plan}):
+            members = [(end, count) for taken, end, count in plan if taken == index]
+            longest = max(1, *(end for end, _ in members))
+            rows = order[start : start + len(members)]
+            start += len(members)
             group = hidden[rows, :longest]
-            group_mask = None if attention_mask is None else attention_mask[rows, :longest]
-            mask = create_bidirectional_mask(self.config, inputs_embeds=group, attention_mask=group_mask)
-            group, _, _ = self._run_routed_layers(group, mask, index, **kwargs)
+            if attention_mask is None or all(count == longest for _, count in members):
+                group_padding = None  # nothing but real tokens is left
+            else:
+                group_padding = attention_mask[rows, :longest]
+            group_mask = self._mask_of_group(mask, rows, group, group_padding)
+            group, _, _ = self._run_routed_layers(group, group_mask, index, **kwargs)
             result[rows, :longest, : group.shape[-1]] = group.to(result.dtype)
         return result
+
+    def _mask_of_group(self, mask: Any, rows: torch.Tensor, group: torch.Tensor, group_padding: torch.Tensor | None):
+        """What of the batch's `mask` concerns the group of `rows`; to make it anew would wait for the device."""
+        longest = group.shape[1]
+        if mask is not None and not torch.is_tensor(mask):
+            # The blocks of flex attention, which cannot be cut.
+            return create_bidirectional_mask(self.config, inputs_embeds=group, attention_mask=group_padding)
+        if mask is None or group_padding is None:
+            return None
+        return mask[rows, :, :longest, :longest] if mask.dim() == 4 else mask[rows, :longest]
 
 
 class SharcsClassificationHead(nn.Module):
@@ -607,24 +643,11 @@ class SharcsForSequenceClassification(SharcsPreTrainedModel):
         `logits` have the shape `(batch, num_labels)`.
         """
         outputs = self.sharcs(
-            input_ids,
-            attention_mask,
-            token_type_ids,
-            position_ids,
-            inputs_embeds,
-            width=width,
-            return_dict=True,
-            **kwargs,
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, width, return_dict=True, **kwargs
         )
         logits = self.classifier(outputs.last_hidden_state)
-        return SharcsSequenceClassifierOutput(
-            loss=None if labels is None else classification_loss(logits, labels, self.config),
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            router_logits=outputs.router_logits,
-            width_indices=outputs.width_indices,
-        )
+        loss = None if labels is None else classification_loss(logits, labels, self.config)
+        return SharcsSequenceClassifierOutput(loss=loss, logits=logits, **passed_on(outputs))
 
 
 class SharcsForTokenClassification(SharcsPreTrainedModel):
@@ -664,27 +687,13 @@ class SharcsForTokenClassification(SharcsPreTrainedModel):
         `logits` have the shape `(batch, tokens, num_labels)`.
         """
         outputs = self.sharcs(
-            input_ids,
-            attention_mask,
-            token_type_ids,
-            position_ids,
-            inputs_embeds,
-            width=width,
-            return_dict=True,
-            **kwargs,
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, width, return_dict=True, **kwargs
         )
         logits = self.classifier(self.dropout(outputs.last_hidden_state))
         loss = None
         if labels is not None:
             loss = F.cross_entropy(logits.view(-1, self.config.num_labels), labels.view(-1))
-        return SharcsTokenClassifierOutput(
-            loss=loss,
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            router_logits=outputs.router_logits,
-            width_indices=outputs.width_indices,
-        )
+        return SharcsTokenClassifierOutput(loss=loss, logits=logits, **passed_on(outputs))
 
 
 class SharcsForQuestionAnswering(SharcsPreTrainedModel):
@@ -723,14 +732,7 @@ class SharcsForQuestionAnswering(SharcsPreTrainedModel):
         `start_logits` and `end_logits` have the shape `(batch, tokens)`.
         """
         outputs = self.sharcs(
-            input_ids,
-            attention_mask,
-            token_type_ids,
-            position_ids,
-            inputs_embeds,
-            width=width,
-            return_dict=True,
-            **kwargs,
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, width, return_dict=True, **kwargs
         )
         start_logits, end_logits = self.qa_outputs(outputs.last_hidden_state).unbind(dim=-1)
         loss = None
@@ -740,14 +742,108 @@ class SharcsForQuestionAnswering(SharcsPreTrainedModel):
             loss = F.cross_entropy(start_logits, starts, ignore_index=length)
             loss = (loss + F.cross_entropy(end_logits, ends, ignore_index=length)) / 2
         return SharcsQuestionAnsweringOutput(
-            loss=loss,
-            start_logits=start_logits,
-            end_logits=end_logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            router_logits=outputs.router_logits,
-            width_indices=outputs.width_indices,
+            loss=loss, start_logits=start_logits, end_logits=end_logits, **passed_on(outputs)
         )
+
+    @torch.no_grad()
+    def predict_spans(
+        self,
+        tokenizer,
+        question: str,
+        context: str,
+        top_k: int = 1,
+        max_length: int = 384,
+        stride: int = 128,
+        max_answer_length: int = 30,
+        batch_size: int = 8,
+        **kwargs,
+    ) -> list[dict[str, Any]]:
+        """
+        Answers a question from a context of any length, which a window slides over (transformers 5 has no
+        question answering pipeline).
+
+        Args:
+            tokenizer: The model's (fast) tokenizer.
+            question, context (`str`): The texts.
+            top_k (`int`, *optional*, defaults to 1): How many different answers to return, best first.
+            max_length, stride (`int`, *optional*, defaults to 384 and 128): Tokens of a window, the question included,
+                and how many of them neighbouring windows share; both shrink to what the model can take.
+            max_answer_length (`int`, *optional*, defaults to 30): Longest answer in tokens.
+            batch_size (`int`, *optional*, defaults to 8): Windows evaluated at once.
+            kwargs: Passed to the model, such as `width`.
+
+        Returns:
+            `list[dict]` with `answer`, `start` and `end` (characters of the context) and `score` (probability among
+            the spans considered). Fewer than `top_k` where the context has fewer spans.
+
+        Raises:
+            ValueError: if the context is empty or the question leaves no room for it.
+        """
+        if not context.strip():
+            raise ValueError("The context is empty; there is nothing to answer from.")
+        config = self.config
+        positions = config.max_position_embeddings - (config.pad_token_id + 1 if config.roberta_layout else 0)
+        max_length = min(max_length, positions)
+        asked = len(tokenizer(question, add_special_tokens=False)["input_ids"])
+        room = max_length - asked - tokenizer.num_special_tokens_to_add(pair=True)
+        if room < 1:
+            raise ValueError(
+                f"The question takes {max_length - room} of {max_length} tokens, which leaves no room for the "
+                "context; shorten it or raise max_length."
+            )
+        windows = tokenizer(
+            question,
+            context,
+            truncation="only_second",
+            max_length=max_length,
+            stride=min(stride, room - 1),
+            padding=True,
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+            return_tensors="pt",
+        )
+        names = [name for name in tokenizer.model_input_names if name in windows]
+        was_training = self.training
+        self.eval()
+        try:
+            outputs = [
+                self(**{name: windows[name][first : first + batch_size].to(self.device) for name in names}, **kwargs)
+                for first in range(0, len(windows["input_ids"]), batch_size)
+            ]
+        finally:
+            self.train(was_training)
+        every_start, every_end = (
+            torch.cat([output[name].float().cpu() for output in outputs]) for name in ("start_logits", "end_logits")
+        )
+        best: dict[tuple[int, int], float] = {}
+        for index, (starts, ends) in enumerate(zip(every_start, every_end, strict=True)):
+            inside = torch.tensor([part == 1 for part in windows.sequence_ids(index)])
+            scores = starts[:, None] + ends[None, :]
+            allowed = inside[:, None] & inside[None, :]
+            allowed = allowed.triu() & ~allowed.triu(diagonal=max_answer_length)
+            scores = scores.masked_fill(~allowed, -torch.inf).flatten()
+            kept = min(20 * top_k, int(allowed.sum()))
+            for score, position in zip(*(found.tolist() for found in scores.topk(kept)), strict=True):
+                start, end = divmod(position, len(starts))
+                offsets = windows["offset_mapping"][index]
+                span = (int(offsets[start][0]), int(offsets[end][1]))
+                best[span] = max(score, best.get(span, -torch.inf))
+        ranked = sorted(best.items(), key=lambda item: (-item[1], item[0]))
+        probabilities = torch.tensor([score for _, score in ranked]).softmax(dim=0).tolist()
+        return [
+            {"answer": context[start:end], "start": start, "end": end, "score": probability}
+            for ((start, end), _), probability in zip(ranked[:top_k], probabilities, strict=False)
+        ]
+
+
+def passed_on(outputs: SharcsModelOutput) -> dict[str, Any]:
+    """What a head returns of the encoder's outputs as it is."""
+    return {
+        "hidden_states": outputs.hidden_states,
+        "attentions": outputs.attentions,
+        "router_logits": outputs.router_logits,
+        "width_indices": outputs.width_indices,
+    }
 
 
 def choose_widths(scores: torch.Tensor, price: float, costs: list[float]) -> torch.Tensor:

@@ -1,7 +1,7 @@
 # Copyright 2026 The elastic-encoders authors.
 # Licensed under the Apache License, Version 2.0: http://www.apache.org/licenses/LICENSE-2.0
 """
-Short trainings that test_distributed_mos.py runs in one process and, through torchrun, in several:
+Short trainings that test_distributed_*.py run in one process and, through torchrun, in several:
 
     torchrun --standalone --nproc_per_node 2 distributed_training.py TOKENIZER_FOLDER OUTPUT_FOLDER CASE...
 
@@ -24,6 +24,8 @@ from testing_utils import ELASTIC  # noqa: E402
 from training_utils import (  # noqa: E402
     WIDTHS,
     make_bert,
+    make_sharcs,
+    make_sharcs_trainer,
     make_supernet,
     train_masked_lm,
     train_supernet,
@@ -40,18 +42,73 @@ CASES: dict[str, dict[str, Any]] = {
     "outside": {"search_space": WIDTHS, "distillation": ["logits"], "teacher": True},
     "checkpointed": {
         "search_space": ELASTIC,
-        "activation_checkpointing": True,
-        "activation_checkpointing_kwargs": {"use_reentrant": False},
+        "gradient_checkpointing": True,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
     },
     "random_checkpointed": {
         "search_space": ELASTIC,
         "architecture_sampling": "random",
-        "activation_checkpointing": True,
-        "activation_checkpointing_kwargs": {"use_reentrant": False},
+        "gradient_checkpointing": True,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
     },
     "classification": {"head": "sequence-classification"},
     "stock": {"stock": True},
 }
+
+
+# Where updates are smooth, so that rounding is not blown up, and yet depend on all that an optimiser remembers.
+ADAM = {"optim": "adamw_torch", "adam_epsilon": 0.1, "weight_decay": 0.5, "learning_rate": 0.05}
+SHARCS_CASES: dict[str, dict[str, Any]] = {
+    "routed_joint": {},
+    "routed_adam": {**ADAM},
+    "routed_alternating": {"width_batches": "alternating"},
+    "routed_one_per_rank": {"width_batches": "one_per_rank", "distillation_weight": 0.5},
+    "routed_every_width": {"train_every_width": True, "distillation_weight": 0.5},
+    "routed_evaluation": {"hardness_source": "evaluation"},
+    "routed_agreement": {"hardness_source": "agreement", "hardness_intervals": "0.2148"},
+    "routed_repeated": {
+        "repeat_smaller_buckets": True,
+        "router_loss_before_targets": True,
+        "hardness_window": 2,
+        "hardness_intervals": "0.25",
+    },
+    # Steps of two or three rows: a process has none of some width, or none at all.
+    "routed_single_rows": {"rows": 13, "batch": 2, **ADAM},
+    "routed_spans": {"problem": "question_answering", "hardness_intervals": "0.012"},
+    "routed_tokens": {
+        "problem": "token_classification",
+        "hardness_source": "agreement",
+        "hardness_intervals": "0.265",
+    },
+}
+
+
+def run_sharcs(tokenizer, case: str, folder: Path, processes: int) -> dict[str, Any]:
+    """Trains a routed encoder for three epochs, of which two have targets; otherwise as `run`."""
+    from test_sharcs_trainer import accuracy
+
+    options = dict(SHARCS_CASES[case])
+    problem, rows = options.pop("problem", "single_label_classification"), options.pop("rows", 21)
+    trainer = make_sharcs_trainer(
+        tokenizer,
+        folder / case,
+        make_sharcs(tokenizer, problem, width_multipliers=[0.25, 0.5, 1.0] if "evaluation" in case else [0.25, 1.0]),
+        problem,
+        rows,
+        compute_metrics=None if problem == "question_answering" else accuracy,
+        **{
+            "per_device_train_batch_size": options.pop("batch", 8) // processes,
+            "per_device_eval_batch_size": 2,
+            "save_strategy": "epoch",
+            "save_total_limit": 1,
+            **options,
+        },
+    )
+    trainer.train()
+    assert trainer.args.world_size == processes
+    save_file(weights_of(trainer.model), folder / f"{case}-{trainer.args.process_index}.safetensors")
+    logs = [entry for entry in trainer.state.log_history if "train_runtime" not in entry]
+    return {"logs": logs, "metrics": trainer.evaluate()}
 
 
 def run(tokenizer, case: str, folder: Path, processes: int) -> dict[str, Any]:
@@ -87,7 +144,11 @@ def run(tokenizer, case: str, folder: Path, processes: int) -> dict[str, Any]:
 def main(arguments: list[str]) -> None:
     tokenizer = BertTokenizer.from_pretrained(arguments[0])
     folder = Path(arguments[1])
-    results = {case: run(tokenizer, case, folder, int(os.environ["WORLD_SIZE"])) for case in arguments[2:]}
+    processes = int(os.environ["WORLD_SIZE"])
+    results = {
+        case: (run_sharcs if case in SHARCS_CASES else run)(tokenizer, case, folder, processes)
+        for case in arguments[2:]
+    }
     if os.environ["RANK"] == "0":
         (folder / "results.json").write_text(json.dumps(results))
 

@@ -6,9 +6,17 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from testing_utils import assert_close
-from trainers.losses import attention_loss, hidden_state_loss, soft_cross_entropy
+from trainers.losses import (
+    attention_loss,
+    hidden_state_loss,
+    row_distillation_losses,
+    row_losses,
+    soft_binary_cross_entropy,
+    soft_cross_entropy,
+)
 
 
 # Three rows of 5, 3 and 1 real tokens.
@@ -93,6 +101,134 @@ def test_soft_cross_entropy_in_half_precision_is_computed_in_single():
     found = soft_cross_entropy(student, teacher)
     assert found.dtype == torch.float32
     assert_close(found, soft_cross_entropy(student.float(), teacher.float()))
+
+
+# ---- single rows ----------------------------------------------------------------------------------------------------
+
+TOKEN_LABELS = torch.tensor([[-100, 1, 0, 2, 2], [0, -100, -100, -100, -100], [-100] * 5])
+SPANS = {"start_positions": torch.tensor([2, 0, 5]), "end_positions": torch.tensor([4, -3, 9])}
+
+
+def per_row(loss, *tensors: torch.Tensor, **options) -> torch.Tensor:
+    """A loss of torch, applied to one row after the other."""
+    return torch.stack([loss(*(tensor[row : row + 1] for tensor in tensors), **options) for row in range(3)])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_row_losses_of_single_labels(smoothing):
+    logits, labels = random_tensor(3, 4), torch.tensor([3, 0, 1])
+    expected = per_row(F.cross_entropy, logits, labels, label_smoothing=smoothing)
+    for shaped in (labels, labels.unsqueeze(1)):
+        found = row_losses({"logits": logits}, {"labels": shaped}, "single_label_classification", smoothing)
+        assert_close(found, expected)
+
+
+def test_row_losses_of_multi_hot_labels():
+    logits, labels = random_tensor(3, 4), torch.tensor([[1, 0, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1]])
+    expected = per_row(F.binary_cross_entropy_with_logits, logits, labels.float())
+    for given in (labels, labels.float()):
+        assert_close(row_losses({"logits": logits}, {"labels": given}, "multi_label_classification"), expected)
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 1), (3, 4)])
+def test_row_losses_of_a_regression(shape):
+    logits, labels = random_tensor(3, 4 if shape == (3, 4) else 1), random_tensor(*shape, seed=1)
+    expected = per_row(F.mse_loss, logits.reshape(shape), labels)
+    assert_close(row_losses({"logits": logits}, {"labels": labels}, "regression"), expected)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_row_losses_of_tokens(smoothing):
+    logits = random_tensor(3, 5, 4)
+    found = row_losses({"logits": logits}, {"labels": TOKEN_LABELS}, "token_classification", smoothing)
+    expected = per_row(F.cross_entropy, logits.transpose(1, 2), TOKEN_LABELS, label_smoothing=smoothing)
+    assert_close(found, expected.nan_to_num(0.0))  # nothing is asked of the last row
+    assert found[2] == 0
+
+
+def test_row_losses_of_spans():
+    outputs = {"start_logits": random_tensor(3, 5), "end_logits": random_tensor(3, 5, seed=1)}
+    starts = F.cross_entropy(outputs["start_logits"], torch.tensor([2, 0, 0]), reduction="none")
+    ends = F.cross_entropy(outputs["end_logits"], torch.tensor([4, 0, 0]), reduction="none")
+    # Positions after the end are left out, those before the beginning count as the first token, as in the model.
+    expected = torch.stack([starts[0] + ends[0], starts[1] + ends[1], torch.zeros(())]) / 2
+    assert_close(row_losses(outputs, SPANS, "question_answering"), expected)
+
+
+def problem_outputs(problem: str, seed: int, requires_grad: bool = False) -> dict[str, torch.Tensor]:
+    shapes = {"regression": (3, 1), "token_classification": (3, 5, 4), "question_answering": (3, 5)}
+    names = ("start_logits", "end_logits") if problem == "question_answering" else ("logits",)
+    return {
+        name: random_tensor(*shapes.get(problem, (3, 4)), seed=seed + place, requires_grad=requires_grad)
+        for place, name in enumerate(names)
+    }
+
+
+PROBLEMS = {
+    "single_label_classification": {"labels": torch.tensor([3, 0, 1])},
+    "multi_label_classification": {"labels": torch.tensor([[1, 0, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1]])},
+    "regression": {"labels": torch.tensor([0.3, -1.0, 2.0])},
+    "token_classification": {"labels": TOKEN_LABELS},
+    "question_answering": SPANS,
+}
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_row_distillation_losses_are_those_of_torch(problem, temperature):
+    own, given = problem_outputs(problem, 3), problem_outputs(problem, 9)
+    found = row_distillation_losses(own, given, PROBLEMS[problem], problem, temperature)
+    assert found.shape == (3,)
+
+    def soft(name):
+        targets = (given[name] / temperature).softmax(-1)
+        student = own[name] / temperature
+        if problem != "token_classification":
+            return temperature**2 * F.cross_entropy(student, targets, reduction="none")
+        losses = temperature**2 * F.cross_entropy(student.flatten(0, 1), targets.flatten(0, 1), reduction="none")
+        return losses.view(3, 5)
+
+    if problem == "regression":
+        expected = per_row(F.mse_loss, own["logits"], given["logits"])
+    elif problem == "multi_label_classification":
+        expected = per_row(F.binary_cross_entropy_with_logits, own["logits"], given["logits"].sigmoid())
+        assert_close(found, soft_binary_cross_entropy(own["logits"], given["logits"]))
+    elif problem == "question_answering":
+        expected = (soft("start_logits") + soft("end_logits")) / 2
+    elif problem == "token_classification":
+        tokens = soft("logits")
+        expected = torch.stack([tokens[0, 1:].mean(), tokens[1, 0], torch.zeros(())])
+    else:
+        expected = soft("logits")
+    assert_close(found, expected)
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_gradients_of_row_losses(problem):
+    """None to the teacher; to the student zero where it says what the teacher says."""
+    own, given = problem_outputs(problem, 3, True), problem_outputs(problem, 9, True)
+    losses = row_losses(own, PROBLEMS[problem], problem)
+    taught = row_distillation_losses(own, given, PROBLEMS[problem], problem)
+    (losses + taught).sum().backward()
+    assert all(tensor.grad is None for tensor in given.values())
+    assert all(tensor.grad.abs().max() > 0 for tensor in own.values())
+    same = problem_outputs(problem, 9, True)
+    row_distillation_losses(same, given, PROBLEMS[problem], problem).sum().backward()
+    assert all(tensor.grad.abs().max() < 1e-6 for tensor in same.values())
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_row_losses_in_half_precision_are_computed_in_single(problem):
+    own, given = ({n: t.bfloat16() for n, t in problem_outputs(problem, seed).items()} for seed in (3, 9))
+    single_own, single_given = ({n: t.float() for n, t in outputs.items()} for outputs in (own, given))
+    targets = PROBLEMS[problem]
+    found = row_losses(own, targets, problem)
+    assert found.dtype == torch.float32
+    assert_close(found, row_losses(single_own, targets, problem))
+    assert_close(
+        row_distillation_losses(own, given, targets, problem),
+        row_distillation_losses(single_own, single_given, targets, problem),
+    )
 
 
 # ---- hidden states --------------------------------------------------------------------------------------------------

@@ -2,10 +2,14 @@
 # Licensed under the Apache License, Version 2.0: http://www.apache.org/licenses/LICENSE-2.0
 """`predict_spans`: answers from contexts that are longer than the model's window."""
 
+import inspect
+
 import pytest
 import torch
 
-from testing_utils import tiny_supernet, tiny_tokenizer
+from modeling_mos import MosForQuestionAnswering
+from modeling_sharcs import SharcsForQuestionAnswering
+from testing_utils import randomise_, splitting_price, tiny_sharcs, tiny_supernet, tiny_tokenizer
 
 
 CONTEXT = " ".join(["the old cat sees a small bird .", "a dog likes the big red house", "fish and tree"] * 6)
@@ -16,9 +20,18 @@ def tokenizer():
     return tiny_tokenizer()
 
 
-@pytest.fixture(scope="module")
-def model():
-    return tiny_supernet("question-answering")
+def make_model(family: str, layout: str = "bert"):
+    if family == "sharcs":
+        return tiny_sharcs("question-answering", layout)
+    supernet = tiny_supernet("question-answering", layout)
+    if family == "mos":
+        return supernet
+    return randomise_(supernet.extract_subnet(supernet.search_space.sample(seed=3))).eval()
+
+
+@pytest.fixture(scope="module", params=["mos", "mos-subnet", "sharcs"])
+def model(request):
+    return make_model(request.param)
 
 
 def by_hand(model, tokenizer, question, context, max_answer_length):
@@ -58,14 +71,58 @@ def test_long_contexts_are_covered(model, tokenizer):
     assert [(a["start"], a["end"]) for a in one_by_one[:5]] == [(a["start"], a["end"]) for a in answers[:5]]
 
 
-def test_roberta_positions_and_architecture():
+@pytest.mark.parametrize("family", ["mos", "mos-subnet", "sharcs"])
+def test_roberta_positions_and_arguments_of_the_model(family):
     tokenizer = tiny_tokenizer()
     tokenizer.model_input_names = ["input_ids", "attention_mask"]
     # Positions start after the padding id: a window of all 40 would run over the end of the table.
-    model = tiny_supernet("question-answering", "roberta")
+    model = make_model(family, "roberta")
     largest = model.predict_spans(tokenizer, "a fish", CONTEXT)
-    smallest = model.predict_spans(tokenizer, "a fish", CONTEXT, architecture=model.search_space.smallest())
-    assert largest[0]["answer"] and smallest[0]["answer"] and largest != smallest
+    assert largest[0]["answer"]
+    if family == "mos-subnet":
+        return  # a single size
+    smaller = {"width": 0.25} if family == "sharcs" else {"architecture": model.search_space.smallest()}
+    smallest = model.predict_spans(tokenizer, "a fish", CONTEXT, **smaller)
+    assert smallest[0]["answer"] and largest != smallest
+
+
+def test_windows_are_routed(tokenizer):
+    model = tiny_sharcs("question-answering")
+    windows = tokenizer(
+        "a fish", CONTEXT, truncation="only_second", max_length=40, stride=5, padding=True,
+        return_overflowing_tokens=True, return_tensors="pt",
+    )  # fmt: skip
+    del windows["overflow_to_sample_mapping"]
+    price = splitting_price(model, windows)
+    with torch.no_grad():
+        expected = model(**windows, router_price=price).width_indices.tolist()
+    assert len(set(expected)) > 1
+    taken = []
+    model.sharcs.register_forward_hook(lambda encoder, inputs, outputs: taken.extend(outputs.width_indices.tolist()))
+
+    def predict(**kwargs):
+        taken.clear()
+        return model.predict_spans(tokenizer, "a fish", CONTEXT, top_k=20, stride=5, **kwargs)
+
+    widest = predict()
+    assert taken == [2] * len(expected)
+    by_argument = predict(router_price=price)
+    assert taken == expected and by_argument != widest
+    # In training mode, too: answering is inference. A forced width goes before the price.
+    model.config.router_price = price
+    model.train()
+    assert predict() == by_argument and taken == expected
+    assert [answer["answer"] for answer in predict(batch_size=1)] == [answer["answer"] for answer in by_argument]
+    assert taken == expected
+    assert predict(width=1.0) == widest and taken == [2] * len(expected)
+
+
+def test_the_two_texts_are_alike():
+    """The modeling packages do not import each other; what is mended in one has to be mended in the other."""
+    mos, sharcs = (
+        inspect.getsource(each.predict_spans) for each in (MosForQuestionAnswering, SharcsForQuestionAnswering)
+    )
+    assert mos.replace("such as `architecture`", "such as `width`") == sharcs
 
 
 def test_training_mode_is_restored(model, tokenizer):

@@ -8,10 +8,18 @@ from pathlib import Path
 import datasets
 import torch
 from torch import nn
+from transformers import DataCollatorForTokenClassification, DataCollatorWithPadding
 
 from modeling_mos import MosSubnetForMaskedLM
-from testing_utils import ELASTIC, randomise_, tiny_backbone, tiny_subnet_config, tiny_supernet
-from trainers import MaskedLanguageModelingDataset, MaskedLMTrainer, SupernetTrainer, SupernetTrainingArguments
+from testing_utils import ELASTIC, randomise_, tiny_backbone, tiny_sharcs, tiny_subnet_config, tiny_supernet
+from trainers import (
+    MaskedLanguageModelingDataset,
+    MaskedLMTrainer,
+    SharcsTrainer,
+    SharcsTrainingArguments,
+    SupernetTrainer,
+    SupernetTrainingArguments,
+)
 
 
 # Elastic in width, feed-forward width and heads; `ELASTIC` is elastic in depth as well.
@@ -35,7 +43,7 @@ def make_masked(tokenizer, count: int = 12, seed: int = 0, probability: float = 
     return MaskedLanguageModelingDataset(make_rows(tokenizer, count, seed), tokenizer, mask_seed, probability)
 
 
-def make_arguments(output_dir, **overrides) -> SupernetTrainingArguments:
+def make_arguments(output_dir, kind=SupernetTrainingArguments, **overrides):
     """
     Plain gradient descent without clipping or schedule, on rows in their order: what a step does to the weights is its
     gradient, and rounding is not blown up as Adam would where gradients vanish.
@@ -58,7 +66,7 @@ def make_arguments(output_dir, **overrides) -> SupernetTrainingArguments:
         "disable_tqdm": True,
         "dataloader_pin_memory": False,
     }
-    return SupernetTrainingArguments(**{**values, **overrides})
+    return kind(**{**values, **overrides})
 
 
 def make_supernet(tokenizer, head: str = "masked-lm", seed: int = 0, **overrides):
@@ -99,6 +107,82 @@ def train_masked_lm(tokenizer, output_dir, model, rows: int = 12, resume=None, *
     )
     trainer.train(resume_from_checkpoint=resume)
     return trainer
+
+
+# ---- routed encoders ------------------------------------------------------------------------------------------------
+
+# Heads and configurations by the kind of their problem.
+PROBLEMS = {
+    "single_label_classification": ("sequence-classification", {}),
+    "multi_label_classification": ("sequence-classification", {}),
+    "regression": ("sequence-classification", {"num_labels": 1}),
+    "token_classification": ("token-classification", {}),
+    "question_answering": ("question-answering", {}),
+}
+
+
+def make_labelled(
+    tokenizer, problem: str = "single_label_classification", count: int = 14, seed: int = 0
+) -> datasets.Dataset:
+    """Rows of random tokens and unequal lengths, with random targets of a problem."""
+    generator = random.Random(seed + 100)
+    rows = make_rows(tokenizer, count, seed).remove_columns("special_tokens_mask")
+    lengths = [len(row) for row in rows["input_ids"]]
+    if problem == "question_answering":
+        starts = [generator.randrange(1, length - 1) for length in lengths]
+        ends = [generator.randrange(start, length - 1) for start, length in zip(starts, lengths, strict=True)]
+        return rows.add_column("start_positions", starts).add_column("end_positions", ends)
+    draw = {
+        "single_label_classification": lambda length: generator.randrange(3),
+        "multi_label_classification": lambda length: [float(generator.random() < 0.4) for _ in range(3)],
+        "regression": lambda length: generator.uniform(-2, 3),
+        "token_classification": lambda length: [-100] + [generator.choice([0, 1, 2, -100]) for _ in range(length - 1)],
+    }[problem]
+    return rows.add_column("labels", [draw(length) for length in lengths])
+
+
+def make_sharcs(tokenizer, problem: str = "single_label_classification", seed: int = 0, **overrides):
+    """A routed encoder of two widths whose every parameter is random."""
+    head, options = PROBLEMS[problem]
+    values = {"vocab_size": len(tokenizer), "width_multipliers": [0.25, 1.0], **options, **NO_DROPOUT, **overrides}
+    return tiny_sharcs(head, seed=seed, **values)
+
+
+def make_sharcs_arguments(output_dir, **overrides) -> SharcsTrainingArguments:
+    values = {
+        "max_steps": -1,
+        "num_train_epochs": 3,
+        "learning_rate": 0.02,
+        "hardness_window": 1,
+        "hardness_intervals": "0.4",
+        "train_sampling_strategy": "random",
+    }
+    return make_arguments(output_dir, SharcsTrainingArguments, **{**values, **overrides})
+
+
+def make_sharcs_trainer(
+    tokenizer,
+    output_dir,
+    model=None,
+    problem: str = "single_label_classification",
+    rows: int = 14,
+    teacher=None,
+    compute_metrics=None,
+    **overrides,
+) -> SharcsTrainer:
+    padding = DataCollatorForTokenClassification if problem == "token_classification" else DataCollatorWithPadding
+    return SharcsTrainer(
+        make_sharcs(tokenizer, problem) if model is None else model,
+        make_sharcs_arguments(output_dir, **overrides),
+        teacher=teacher,
+        train_dataset=make_labelled(tokenizer, problem, rows),
+        eval_dataset=make_labelled(tokenizer, problem, 7, seed=1),
+        data_collator=padding(tokenizer),
+        compute_metrics=compute_metrics,
+    )
+
+
+# ---- weights and files ----------------------------------------------------------------------------------------------
 
 
 def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:

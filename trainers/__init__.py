@@ -2,15 +2,24 @@
 # Licensed under the Apache License, Version 2.0: http://www.apache.org/licenses/LICENSE-2.0
 """Trainer subclasses for elastic encoders."""
 
-from .arguments import SupernetTrainingArguments
+from .arguments import DistillationTrainingArguments, SharcsTrainingArguments, SupernetTrainingArguments
+from .distillation import DistillationTrainer
 from .masked_lm import MaskedLanguageModelingDataset, MaskedLMTrainer, SetEpochCallback
+from .sharcs import SharcsTrainer
 from .supernet import SupernetTrainer
+from .width_predictions import WidthPredictions, save_curve
 
 
 __all__ = [
+    "DistillationTrainer",
+    "DistillationTrainingArguments",
     "MaskedLMTrainer",
     "MaskedLanguageModelingDataset",
     "SetEpochCallback",
+    "SharcsTrainer",
+    "SharcsTrainingArguments",
     "SupernetTrainer",
     "SupernetTrainingArguments",
+    "WidthPredictions",
+    "save_curve",
 ]

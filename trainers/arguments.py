@@ -86,3 +86,174 @@ class SupernetTrainingArguments(TrainingArguments):
                 raise ValueError(f"`{name}` must be at least {minimum}, got {getattr(self, name)}.")
         if self.distillation_temperature <= 0:
             raise ValueError(f"`distillation_temperature` must be positive, got {self.distillation_temperature}.")
+
+
+@dataclass
+class SharcsTrainingArguments(TrainingArguments):
+    """
+    Arguments of [`SharcsTrainer`], beside those of [`~transformers.TrainingArguments`].
+
+    Raises:
+        ValueError: on an unknown choice or a number out of range; the message names both.
+    """
+
+    num_train_epochs: float = field(default=10.0, metadata={"help": "Epochs (published recipe: 10)."})
+    hardness_signal: str = field(
+        default="confidence",
+        metadata={
+            "help": "A sample's score: the 'confidence' in its label (regression: exp(-|error| / standard "
+            "deviation)), or the 'entropy' of the prediction.",
+            "choices": ["confidence", "entropy"],
+        },
+    )
+    hardness_source: str = field(
+        default="training",
+        metadata={
+            "help": "Where scores come from. 'training': the training passes themselves (published); 'evaluation': a "
+            "pass over the training set in evaluation mode after each epoch; 'agreement': every width is run on every "
+            "sample then, and its score is the probability that it gives to the widest path's answer.",
+            "choices": ["training", "evaluation", "agreement"],
+        },
+    )
+    hardness_window: int = field(
+        default=3,
+        metadata={
+            "help": "Epochs whose scores must all fall into a width's interval. As many epochs pass before the router "
+            "has anything to learn; until then all samples train the widest path, unless train_every_width is set."
+        },
+    )
+    hardness_intervals: str = field(
+        default="0.2",
+        metadata={
+            "help": "The scores that each width handles: a YAML file in the published form, or a number t: the "
+            "narrowest width takes the scores on the easy side of t. With 'agreement' only lower ends count, and a "
+            "number is that of every narrower width."
+        },
+    )
+    train_every_width: bool = field(
+        default=False,
+        metadata={
+            "help": "Train every width on every sample, from the first epoch on, instead of each sample at one width."
+        },
+    )
+    repeat_smaller_buckets: bool = field(
+        default=False,
+        metadata={"help": "Tile the samples of each width to the number of the width that has the most (published)."},
+    )
+    width_batches: str = field(
+        default="joint",
+        metadata={
+            "help": "What a step holds. 'joint': rows of every width; 'alternating': one width a step, in turns (the "
+            "published way on one device); 'one_per_rank': one width a process (the published way on several).",
+            "choices": ["joint", "alternating", "one_per_rank"],
+        },
+    )
+    router_loss_before_targets: bool = field(
+        default=False,
+        metadata={"help": "Teach the router to answer 'widest' in the epochs before it has targets (published)."},
+    )
+    task_loss_weight: float = field(default=1.0, metadata={"help": "Weight of the task's loss."})
+    router_loss_weight: float = field(default=1.0, metadata={"help": "Weight of the router's loss."})
+    width_loss_weights: list[float] | None = field(
+        default=None, metadata={"help": "A weight for the losses of each width, narrowest first. 1 by default."}
+    )
+    distillation_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of a loss against the widest path's output for the same row, for narrower paths; with a "
+            "teacher, against the teacher's, for all. 0 leaves it out."
+        },
+    )
+    hard_label_weight: float = field(
+        default=1.0, metadata={"help": "Weight of the labels' own loss for the paths that are taught."}
+    )
+    distillation_temperature: float = field(default=1.0, metadata={"help": "Temperature of the soft targets."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, choices in (
+            ("hardness_signal", ("confidence", "entropy")),
+            ("hardness_source", ("training", "evaluation", "agreement")),
+            ("width_batches", ("joint", "alternating", "one_per_rank")),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"`{name}` is one of {list(choices)}, got {getattr(self, name)!r}.")
+        if self.hardness_source == "agreement" and self.hardness_signal == "entropy":
+            raise ValueError("hardness_source='agreement' compares confidences; leave hardness_signal='confidence'.")
+        for name, minimum in (
+            ("hardness_window", 1),
+            ("task_loss_weight", 0),
+            ("router_loss_weight", 0),
+            ("distillation_weight", 0),
+            ("hard_label_weight", 0),
+        ):
+            if getattr(self, name) < minimum:
+                raise ValueError(f"`{name}` must be at least {minimum}, got {getattr(self, name)}.")
+        if any(weight < 0 for weight in self.width_loss_weights or []):
+            raise ValueError(f"`width_loss_weights` must not be negative, got {self.width_loss_weights}.")
+        if self.distillation_temperature <= 0:
+            raise ValueError(f"`distillation_temperature` must be positive, got {self.distillation_temperature}.")
+        if self.ddp_find_unused_parameters:
+            raise ValueError(
+                "SharcsTrainer reaches every parameter in each step; leave out ddp_find_unused_parameters."
+            )
+        # Trainer's default is True, under which DDP would count the entry and the router twice.
+        self.ddp_find_unused_parameters = False
+        if self.train_every_width and self.width_batches == "alternating":
+            raise ValueError(
+                "train_every_width runs every width in each step; use width_batches='joint' or 'one_per_rank'."
+            )
+
+
+@dataclass
+class DistillationTrainingArguments(TrainingArguments):
+    """
+    Arguments of [`DistillationTrainer`], beside those of [`~transformers.TrainingArguments`]. Without a teacher they
+    have no effect.
+
+    Raises:
+        ValueError: on a number out of range, a malformed pair of layers, or if nothing is left to learn from.
+    """
+
+    hard_label_weight: float = field(
+        default=0.5, metadata={"help": "Weight of the labels' own loss; 0 leaves it out."}
+    )
+    logits_weight: float = field(
+        default=0.5, metadata={"help": "Weight of the loss against the teacher's logits; 0 leaves it out."}
+    )
+    hidden_states_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the loss against the teacher's hidden states; 0 leaves it out."}
+    )
+    attentions_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the loss against the teacher's attentions; 0 leaves it out."}
+    )
+    distillation_temperature: float = field(default=1.0, metadata={"help": "Temperature of the soft targets."})
+    distillation_layers: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Pairs student:teacher of layers, counted from 1, whose hidden states and attentions are "
+            "compared, such as 1:2 2:4 3:6. By default every student layer, with the teacher's spread evenly."
+        },
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("hard_label_weight", "logits_weight", "hidden_states_weight", "attentions_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
+        if not (self.hard_label_weight or self.logits_weight or self.hidden_states_weight or self.attentions_weight):
+            raise ValueError("All weights of the loss are 0, so that nothing is learnt; set at least one of them.")
+        if self.distillation_temperature <= 0:
+            raise ValueError(f"`distillation_temperature` must be positive, got {self.distillation_temperature}.")
+        for pair in self.distillation_layers or []:
+            student, _, teacher = str(pair).partition(":")
+            if not all(layer.isdecimal() and int(layer) for layer in (student, teacher)):
+                raise ValueError(
+                    f"`distillation_layers` takes pairs such as 2:4 (the student's second layer learns from the "
+                    f"teacher's fourth), got {pair!r}."
+                )
+        if self.distillation_layers and not (self.hidden_states_weight or self.attentions_weight):
+            raise ValueError(
+                "`distillation_layers` names layers to compare, but `hidden_states_weight` and `attentions_weight` "
+                "are 0; set one of them."
+            )

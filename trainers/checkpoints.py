@@ -32,6 +32,9 @@ class StagedCheckpointMixin:
             return
         super()._run_epoch(*args, **kwargs)
 
+    def _save_run_state(self, folder: str) -> None:
+        """Writes what else a run needs to continue into the checkpoint; all processes call it together."""
+
     def _save_checkpoint(self, model, trial):
         run_dir = self._get_output_dir(trial)
         staging = os.path.join(run_dir, STAGING_FOLDER)
@@ -43,6 +46,8 @@ class StagedCheckpointMixin:
         self._staging = True
         try:
             super()._save_checkpoint(model, trial)
+            if not self.args.save_only_model:
+                self._save_run_state(os.path.join(staging, name))
         finally:
             self._staging = False
         # Trainer found the best checkpoint where it was being written, if it is this one.

@@ -2,7 +2,7 @@
 # Licensed under the Apache License, Version 2.0: http://www.apache.org/licenses/LICENSE-2.0
 """Losses as pure functions. The teacher's side never receives a gradient."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch.nn import functional as F
@@ -38,6 +38,86 @@ def soft_binary_cross_entropy(student_logits: torch.Tensor, teacher_logits: torc
     """
     targets = teacher_logits.detach().float().sigmoid()
     return F.binary_cross_entropy_with_logits(student_logits.float(), targets, reduction="none").mean(dim=-1)
+
+
+def row_losses(
+    outputs: Mapping[str, torch.Tensor],
+    targets: Mapping[str, torch.Tensor],
+    problem: str,
+    label_smoothing: float = 0.0,
+) -> torch.Tensor:
+    """
+    The loss of each row against its labels.
+
+    Args:
+        outputs (`Mapping`): `logits`, or `start_logits` and `end_logits`.
+        targets (`Mapping`): `labels`, or `start_positions` and `end_positions`.
+        problem (`str`):
+            `"single_label_classification"`, `"multi_label_classification"`, `"regression"`, `"token_classification"`
+            (mean over a row's labelled tokens) or `"question_answering"` (mean of start and end).
+        label_smoothing (`float`, *optional*, defaults to 0.0): For the two kinds of single-label classification.
+
+    Returns:
+        `torch.Tensor` of shape `(rows,)`.
+    """
+    if problem == "question_answering":
+        length = outputs["start_logits"].shape[1]
+        ends = [
+            F.cross_entropy(
+                outputs[f"{name}_logits"].float(),
+                targets[f"{name}_positions"].view(-1).clamp(0, length),
+                ignore_index=length,  # an answer that was cut off
+                reduction="none",
+            )
+            for name in ("start", "end")
+        ]
+        return (ends[0] + ends[1]) / 2
+    logits, labels = outputs["logits"].float(), targets["labels"]
+    if problem == "regression":
+        losses = (logits.reshape(labels.shape) - labels.float()).square()
+        return losses.reshape(len(labels), -1).mean(dim=-1)
+    if problem == "multi_label_classification":
+        return F.binary_cross_entropy_with_logits(logits, labels.float(), reduction="none").mean(dim=-1)
+    if problem == "token_classification":
+        losses = F.cross_entropy(
+            logits.transpose(1, 2), labels, reduction="none", label_smoothing=label_smoothing
+        )  # zero where the label is -100
+        return losses.sum(dim=-1) / (labels != -100).sum(dim=-1).clamp(min=1)
+    return F.cross_entropy(logits, labels.view(-1), reduction="none", label_smoothing=label_smoothing)
+
+
+def row_distillation_losses(
+    outputs: Mapping[str, torch.Tensor],
+    teacher_outputs: Mapping[str, torch.Tensor],
+    targets: Mapping[str, torch.Tensor],
+    problem: str,
+    temperature: float = 1.0,
+) -> torch.Tensor:
+    """
+    The loss of each row against a teacher's output for it: soft cross entropy; mean squared difference for regression.
+
+    Args:
+        targets (`Mapping`): The labels, of which only the ignored tokens of a token classification matter.
+
+    Returns:
+        `torch.Tensor` of shape `(rows,)`.
+    """
+    if problem == "question_answering":
+        ends = [
+            soft_cross_entropy(outputs[name], teacher_outputs[name], temperature)
+            for name in ("start_logits", "end_logits")
+        ]
+        return (ends[0] + ends[1]) / 2
+    own, given = outputs["logits"], teacher_outputs["logits"]
+    if problem == "regression":
+        return (own.float() - given.detach().float()).square().mean(dim=-1)
+    if problem == "multi_label_classification":
+        return soft_binary_cross_entropy(own, given)
+    losses = soft_cross_entropy(own, given, temperature)
+    if problem == "token_classification":
+        labelled = targets["labels"] != -100
+        return (losses * labelled).sum(dim=-1) / labelled.sum(dim=-1).clamp(min=1)
+    return losses
 
 
 def hidden_state_loss(

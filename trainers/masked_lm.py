@@ -15,6 +15,7 @@ from transformers.trainer_utils import EvalPrediction
 from modeling_mos.modeling_mos_subnet import MosLMHead
 
 from .checkpoints import StagedCheckpointMixin
+from .passes import check_precision
 
 
 class MaskedLanguageModelingDataset(Dataset):
@@ -135,6 +136,8 @@ class MaskedLMTrainer(StagedCheckpointMixin, Trainer):
 
     def __init__(self, model=None, args=None, **kwargs):
         train_dataset, eval_dataset = kwargs.get("train_dataset"), kwargs.get("eval_dataset")
+        if train_dataset is not None and model is not None and args is not None:
+            check_precision(model, args)
         evaluated = list(eval_dataset.values()) if isinstance(eval_dataset, dict) else [eval_dataset]
         for dataset in (train_dataset, *evaluated):
             if isinstance(dataset, MaskedLanguageModelingDataset):

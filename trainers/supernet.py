@@ -3,13 +3,13 @@
 """Training a supernet: several architectures a step, in-place distillation, evaluation of a panel."""
 
 import contextlib
+import functools
 import random
 import time
 from collections import defaultdict
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.trainer_utils import speed_metrics
@@ -20,6 +20,7 @@ from modeling_mos import Architecture
 from .arguments import SupernetTrainingArguments
 from .losses import attention_loss, hidden_state_loss, soft_binary_cross_entropy, soft_cross_entropy
 from .masked_lm import MaskedLMTrainer
+from .passes import run_backward_passes
 
 
 logger = logging.get_logger(__name__)
@@ -121,8 +122,6 @@ class SupernetTrainer(MaskedLMTrainer):
         """
         model.train()
         inputs = self._prepare_inputs(inputs)
-        accelerator = self.accelerator
-        deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
         architectures = self.architectures_of_step(self.state.global_step)
         taught = bool(self.args.distillation) and len(architectures) > 1 or self.teacher is not None
         teacher_outputs = self._teacher_outputs(inputs) if self.teacher is not None else None
@@ -137,35 +136,28 @@ class SupernetTrainer(MaskedLMTrainer):
                         **inputs, architecture=architectures["largest"], **self._distillation_outputs()
                     )
 
-        sync = accelerator.gradient_state.sync_gradients
-        total = torch.zeros((), device=self.args.device)
-        for position, name in enumerate(order):
-            last = position == len(order) - 1
-            if deepspeed:
-                accelerator.gradient_state._set_sync_gradients(sync and last)
-            context = contextlib.nullcontext() if last or deepspeed else accelerator.no_sync(model)
-            with context:
-                with self.compute_loss_context_manager():
-                    is_teacher = name == "largest" and self.teacher is None
-                    extra = self._distillation_outputs() if taught else {}
-                    loss, outputs = self.compute_loss(
-                        model,
-                        {**inputs, "architecture": architectures[name], **extra},
-                        return_outputs=True,
-                        num_items_in_batch=num_items_in_batch,
-                    )
-                    self._count(f"{name}_loss", loss, num_items_in_batch)
-                    if taught and not is_teacher and teacher_outputs is not None:
-                        loss = self._distil(name, loss, outputs, teacher_outputs, inputs, num_items_in_batch)
-                    elif taught and is_teacher and teacher_outputs is None:
-                        teacher_outputs = _detached(outputs)
-                loss = loss / len(order)
-                if not self._normalised_by_items(num_items_in_batch):
-                    loss = loss / self.current_gradient_accumulation_steps
-                accelerator.backward(loss, **({"scale_wrt_gas": False} if deepspeed else {}))
-            total += loss.detach()
-        accelerator.gradient_state._set_sync_gradients(sync)
-        return total
+        def run(name: str) -> torch.Tensor:
+            nonlocal teacher_outputs
+            is_teacher = name == "largest" and self.teacher is None
+            extra = self._distillation_outputs() if taught else {}
+            with self.compute_loss_context_manager():
+                loss, outputs = self.compute_loss(
+                    model,
+                    {**inputs, "architecture": architectures[name], **extra},
+                    return_outputs=True,
+                    num_items_in_batch=num_items_in_batch,
+                )
+                self._count(f"{name}_loss", loss, num_items_in_batch)
+                if taught and not is_teacher and teacher_outputs is not None:
+                    loss = self._distil(name, loss, outputs, teacher_outputs, inputs, num_items_in_batch)
+                elif taught and is_teacher and teacher_outputs is None:
+                    teacher_outputs = _detached(outputs)
+            loss = loss / len(order)
+            if not self._normalised_by_items(num_items_in_batch):
+                loss = loss / self.current_gradient_accumulation_steps
+            return loss
+
+        return run_backward_passes(self, model, [functools.partial(run, name) for name in order])
 
     def _normalised_by_items(self, num_items_in_batch: torch.Tensor | int | None) -> bool:
         return self.model_accepts_loss_kwargs and num_items_in_batch is not None

@@ -247,6 +247,7 @@ def load_model(arguments: ModelArguments, tokenizer) -> PreTrainedModel:
         if arguments.sinusoidal_positions:
             start_positions_as_sinusoids(model)
         return model
+    loading["dtype"] = torch.float32  # whatever the checkpoint's; mixed precision is the Trainer's affair
     config = AutoConfig.from_pretrained(name)
     if arguments.as_is or config.model_type == "mos_subnet":
         model = AutoModelForMaskedLM.from_pretrained(name, **dropout, **loading)

@@ -1,0 +1,227 @@
+#!/usr/bin/env python
+# Copyright 2026 The elastic-encoders authors.
+# Licensed under the Apache License, Version 2.0; see the LICENSE file.
+"""
+Trains a sample-routed encoder (SHARCS) on a GLUE task or own files, calibrates it, and measures what each amount of
+compute buys.
+
+    python run_glue_sharcs.py configs/sharcs_mnli.yaml --output_dir runs/sharcs-mnli
+    python run_glue_sharcs.py --model_name_or_path google-bert/bert-base-uncased --task_name sst2 --data_dir GLUE \
+        --output_dir runs/sharcs-sst2 --num_train_epochs 5
+
+Flags after a configuration file override it. The same command continues a run that was stopped.
+"""
+
+import csv
+import io
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    PreTrainedTokenizerBase,
+    default_data_collator,
+    set_seed,
+)
+from transformers.utils import logging
+
+
+# The helpers are one folder up; example scripts are run from anywhere and are not installed.
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
+from example_utils import parse_arguments, run_script, show_progress_messages, write_text_atomically  # noqa: E402
+from glue_utils import (  # noqa: E402
+    DataArguments,
+    get_label_names,
+    glue_compute_metrics,
+    load_task_datasets,
+    main_metric,
+    match_labels,
+    preprocess,
+    set_model_labels,
+    write_glue_submission,
+)
+from modeling_sharcs import SharcsForSequenceClassification  # noqa: E402
+from sharcs_utils import (  # noqa: E402
+    SharcsOptions,
+    calibrate,
+    load_sharcs_model,
+    longest_input,
+    measure,
+    save,
+    train,
+)
+from trainers import SharcsTrainer, SharcsTrainingArguments, WidthPredictions  # noqa: E402
+
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class ModelArguments:
+    """The model, its teacher, and what to write."""
+
+    model_name_or_path: str = field(
+        metadata={
+            "help": "A BERT, RoBERTa, DistilBERT or ELECTRA model (Hub name or folder) to make a routed encoder of, "
+            "or a SHARCS model to train further."
+        }
+    )
+    tokenizer_name: str | None = field(default=None, metadata={"help": "Tokenizer, if it is not the model's own."})
+    dropout: float | None = field(
+        default=None, metadata={"help": "Dropout of hidden states and attention; the backbone's if not given."}
+    )
+    teacher_name_or_path: str | None = field(
+        default=None, metadata={"help": "A model fine-tuned on the same task, instead of the widest path, as teacher."}
+    )
+    save_predictions: bool = field(
+        default=False, metadata={"help": "Write each validation row's prediction and the width that it took."}
+    )
+    evaluate_only: bool = field(default=False, metadata={"help": "Calibrate and measure a SHARCS model, no training."})
+
+
+def load_model(arguments: ModelArguments, options: SharcsOptions, data: DataArguments, names: list[str] | None):
+    """A routed encoder whose labels are the data's, in the order that the backbone knows them."""
+    config = AutoConfig.from_pretrained(arguments.model_name_or_path)
+    order = match_labels(names, config, new_labels=not arguments.evaluate_only, task_name=data.task_name)
+    set_model_labels(config, order)
+    labels = {"num_labels": config.num_labels, "problem_type": config.problem_type}
+    if order is not None:
+        labels |= {"id2label": config.id2label, "label2id": config.label2id}
+    dropout = {}
+    if arguments.dropout is not None:
+        dropout = {"hidden_dropout_prob": arguments.dropout, "attention_probs_dropout_prob": arguments.dropout}
+    return load_sharcs_model(
+        SharcsForSequenceClassification,
+        arguments.model_name_or_path,
+        options,
+        arguments.evaluate_only,
+        **dropout,
+        **labels,
+    )
+
+
+def write_predictions(path: Path, rows, trainer: SharcsTrainer, predictions: WidthPredictions, names) -> None:
+    """A table of the rows' texts and labels, with the prediction at the current price and the width taken."""
+    chosen = trainer.chosen_widths(predictions)
+    logits = predictions.select(chosen.numpy())
+    texts = [name for name in ("sentence1", "sentence2", "sentence", "text") if name in rows.column_names]
+    table = io.StringIO(newline="")
+    writer = csv.writer(table, delimiter="\t", lineterminator="\n")
+    writer.writerow([*texts, "label", "prediction", "width"])
+    for row, label, own, index in zip(
+        rows.select_columns(texts), predictions.label_ids, logits, chosen.tolist(), strict=True
+    ):
+        if names is None:
+            answers = [f"{float(label):g}", f"{float(own[0]):.4f}"]
+        else:
+            answers = [names[int(label)], names[int(own.argmax())]]
+        writer.writerow([*(row[name] for name in texts), *answers, f"{trainer.widths[index]:g}"])
+    write_text_atomically(path, table.getvalue())
+
+
+def make_collator(tokenizer: PreTrainedTokenizerBase, data: DataArguments, half_precision: bool):
+    if data.pad_to_max_length:
+        return default_data_collator
+    return DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8 if half_precision else None)
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    model_arguments, options, data_arguments, training_arguments = parse_arguments(
+        (ModelArguments, SharcsOptions, DataArguments, SharcsTrainingArguments),
+        arguments,
+        description=__doc__.split("\n")[1],
+    )
+    show_progress_messages(logger)
+    set_seed(training_arguments.seed)
+    output = Path(training_arguments.output_dir)
+    with training_arguments.main_process_first(desc="preparing data"):
+        raw = load_task_datasets(data_arguments, seed=training_arguments.seed)
+    if "train" not in raw and not model_arguments.evaluate_only:
+        raise ValueError("There are no rows to train on; give train_file, or add --evaluate_only.")
+    if training_arguments.do_predict and not any(name.startswith("test") for name in raw):
+        raise ValueError("There are no rows to predict; give test_file, or a task with a test split.")
+    names = get_label_names(raw)
+    tokenizer = AutoTokenizer.from_pretrained(model_arguments.tokenizer_name or model_arguments.model_name_or_path)
+    model = load_model(model_arguments, options, data_arguments, names)
+    longest = longest_input(model.config, tokenizer)
+    if data_arguments.max_seq_length > longest:
+        logger.warning(f"max_seq_length={data_arguments.max_seq_length} is more than the model takes: {longest}.")
+        data_arguments.max_seq_length = longest
+    with training_arguments.main_process_first(desc="tokenizing data"):
+        splits = preprocess(raw, tokenizer, data_arguments, config=model.config, new_labels=True)
+    ordered = None if names is None else [model.config.id2label[index] for index in range(model.config.num_labels)]
+    metric = main_metric(data_arguments.task_name, names is None)
+    teacher = None
+    if model_arguments.teacher_name_or_path is not None:
+        teacher = AutoModelForSequenceClassification.from_pretrained(
+            model_arguments.teacher_name_or_path, dtype=torch.float32
+        )
+        of_teacher = match_labels(ordered, teacher.config, task_name=data_arguments.task_name)
+        if of_teacher != ordered:
+            raise ValueError(
+                f"The teacher's labels are {of_teacher}, the student's {ordered}: the same classes in another order; "
+                "train the student from a backbone with the teacher's labels."
+            )
+    trainer = SharcsTrainer(
+        model,
+        training_arguments,
+        teacher=teacher,
+        train_dataset=None if model_arguments.evaluate_only else splits.get("train"),
+        eval_dataset=splits.get("validation"),
+        data_collator=make_collator(tokenizer, data_arguments, training_arguments.bf16 or training_arguments.fp16),
+        compute_metrics=glue_compute_metrics(data_arguments.task_name, names is None, ordered),
+        processing_class=tokenizer,
+    )
+    logger.info(f"{model.num_parameters():,} parameters, widths {model.config.width_multipliers}.")
+
+    if not model_arguments.evaluate_only:
+        train(trainer)
+    results: dict[str, Any] = {}
+    calibration = splits.get("calibration")
+    if calibration is not None:
+        calibrate(trainer, calibration, "held-out")
+    elif "train" in splits:
+        logger.warning(
+            "Prices are calibrated on training rows, which the router knows; budgets will be met less exactly than "
+            "with --calibration_split_percentage 5."
+        )
+        calibrate(trainer, splits["train"].select(range(min(2000, len(splits["train"])))), "training")
+    save(trainer, options)
+    for name in ("validation", "validation_mismatched"):
+        if name in splits:
+            suffix = "_mm" if name.endswith("mismatched") else ""
+            found, predictions = measure(trainer, splits[name], options, metric, suffix)
+            results |= found
+            if model_arguments.save_predictions and trainer.is_world_process_zero():
+                write_predictions(output / f"predictions{suffix}.tsv", raw[name], trainer, predictions, ordered)
+    if training_arguments.do_predict:
+        predict(trainer, splits, data_arguments, ordered, output)
+    return results
+
+
+def predict(trainer: SharcsTrainer, splits, data: DataArguments, names, output: Path) -> None:
+    """Predictions of the test splits, routed at the model's price; of GLUE tasks in the format of submissions."""
+    for split in [name for name in splits if name.startswith("test")]:
+        rows = splits[split].remove_columns([name for name in ("label",) if name in splits[split].column_names])
+        logits = trainer.predict(rows, metric_key_prefix=split).predictions
+        logits = logits[0] if isinstance(logits, tuple) else logits
+        found = logits.squeeze(-1) if names is None else logits.argmax(-1)
+        if not trainer.is_world_process_zero():
+            continue
+        if data.task is not None:
+            write_glue_submission(output / data.task.submission_file(split), data.task_name, found, names)
+        else:
+            words = [f"{float(value):.4f}" if names is None else names[int(value)] for value in found]
+            lines = [f"{index}\t{word}\n" for index, word in enumerate(words)]
+            write_text_atomically(output / f"predictions_{split}.tsv", ["index\tprediction\n", *lines])
+
+
+if __name__ == "__main__":
+    run_script(main)

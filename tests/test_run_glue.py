@@ -1,0 +1,444 @@
+# Copyright 2026 The elastic-encoders authors.
+# Licensed under the Apache License, Version 2.0; see the LICENSE file.
+"""examples/text-classification/run_glue.py, from its flags to what it writes."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    DistilBertTokenizer,
+    pipeline,
+)
+
+from modeling_mos import MosSubnetForSequenceClassification
+from script_utils import (
+    contents,
+    make_tokenizer,
+    read_json,
+    read_table,
+    save_backbone,
+    saved_weights,
+    to_flags,
+    write_table,
+)
+from synthetic_data import generate_classification
+from testing_utils import randomise_, tiny_subnet_config, tiny_supernet
+from training_utils import NO_DROPOUT, folders, largest_change
+
+
+SENTENCES = [(row["sentence"], ("bad", "good")[row["label"]]) for row in generate_classification(90, seed=1)]
+RTE_HEADER = ["index", "sentence1", "sentence2", "label"]
+RTE_LABELS = ("entailment", "not_entailment")
+
+
+@pytest.fixture(scope="module")
+def script(load_example):
+    return load_example("text-classification/run_glue.py")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return make_tokenizer([sentence for sentence, _ in SENTENCES])
+
+
+@pytest.fixture(scope="module")
+def models(tokenizer, tmp_path_factory) -> Path:
+    """A folder with a stock model, and a subnet, as `extract_subnet` would have given it, of the same tokenizer."""
+    folder = tmp_path_factory.mktemp("models")
+    save_backbone(folder / "bert", tokenizer)
+    config = tiny_subnet_config(vocab_size=len(tokenizer), **{**NO_DROPOUT, "num_labels": 2})
+    randomise_(MosSubnetForSequenceClassification(config)).save_pretrained(folder / "subnet")
+    tokenizer.save_pretrained(folder / "subnet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def settings(models, tmp_path_factory) -> dict:
+    folder = tmp_path_factory.mktemp("data")
+    header = ["sentence", "label"]
+    return {
+        "model_name_or_path": str(models / "bert"),
+        "train_file": write_table(folder / "train.csv", header, SENTENCES[:50]),
+        "validation_file": write_table(folder / "validation.tsv", header, SENTENCES[50:79]),
+        "cache_dir": str(folder / "cache"),
+        "max_seq_length": 32,
+        "num_train_epochs": 2,
+        "per_device_train_batch_size": 8,
+        "per_device_eval_batch_size": 16,
+        "learning_rate": 0.002,
+        "logging_steps": 1,
+        "save_strategy": "epoch",
+        "use_cpu": True,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+        "seed": 3,
+    }
+
+
+@pytest.fixture(scope="module")
+def test_file(tmp_path_factory) -> str:
+    return write_table(
+        tmp_path_factory.mktemp("test") / "test.csv", ["sentence"], [(text,) for text, _ in SENTENCES[79:]]
+    )
+
+
+@pytest.fixture(scope="module")
+def teacher(script, settings, test_file, tmp_path_factory) -> tuple[Path, dict]:
+    """A teacher, trained by the script with all that it may write: its folder and its metrics."""
+    folder = tmp_path_factory.mktemp("runs") / "teacher"
+    options = {"save_predictions": True, "do_predict": True, "test_file": test_file, "num_train_epochs": 4}
+    return folder, script.main(to_flags({**settings, **options, "output_dir": str(folder)}))
+
+
+@pytest.fixture
+def run(script, settings, tmp_path):
+    """Runs the script with settings that keyword arguments replace; gives metrics."""
+
+    def call(**options):
+        return script.main(to_flags({**settings, "output_dir": str(tmp_path / "out"), **options}))
+
+    return call
+
+
+def logs_of(folder: Path) -> list[dict]:
+    return [entry for entry in read_json(folder / "trainer_state.json")["log_history"] if "loss" in entry]
+
+
+@torch.no_grad()
+def logits_of(folder: Path, texts: list, length: int = 32) -> torch.Tensor:
+    """What the model in a folder says about each text, or pair of texts, alone."""
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    found = []
+    for text in texts:
+        inputs = tokenizer(*([text] if isinstance(text, str) else text), truncation=True, max_length=length)
+        found.append(model(**inputs.convert_to_tensors("pt", prepend_batch_axis=True)).logits)
+    return torch.cat(found)
+
+
+# ---- without a teacher ----------------------------------------------------------------------------------------------
+
+
+def test_help(script, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        script.main(["--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert text.count("Fine-tunes any encoder, MoS subnets included, on a GLUE task or own files") == 1
+    for flag in ("--teacher_name_or_path", "--hidden_states_weight", "--num_hidden_layers", "--task_name"):
+        assert flag in text
+
+
+def test_a_model_is_trained_and_saved(teacher):
+    folder, metrics = teacher
+    names = {entry.name for entry in folder.iterdir()}
+    assert names >= {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "trainer_state.json",
+        "train_results.json",
+        "eval_results.json",
+        "predictions.safetensors",
+        "predictions_test.tsv",
+    }
+    assert folders(folder) == ["checkpoint-14", "checkpoint-21", "checkpoint-28", "checkpoint-7"]
+    assert not [name for name in names if name.endswith(".partial")]
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    assert type(model) is BertForSequenceClassification and model.config.id2label == {0: "bad", 1: "good"}
+    assert read_json(folder / "eval_results.json") == metrics
+    assert metrics.keys() == {"eval_loss", "eval_accuracy", "eval_samples"} and metrics["eval_samples"] == 29
+    losses = [entry["loss"] for entry in logs_of(folder)]
+    assert len(losses) == 28 and sum(losses[-7:]) < sum(losses[:7])
+
+
+def test_predictions_agree_with_metrics(teacher):
+    folder, metrics = teacher
+    tensors = load_file(folder / "predictions.safetensors")
+    torch.testing.assert_close(
+        tensors["logits"], logits_of(folder, [text for text, _ in SENTENCES[50:79]]), atol=1e-5, rtol=1e-4
+    )
+    assert [("bad", "good")[label] for label in tensors["labels"].tolist()] == [label for _, label in SENTENCES[50:79]]
+    right = tensors["logits"].argmax(-1) == tensors["labels"]
+    assert metrics["eval_accuracy"] == pytest.approx(right.double().mean().item())
+    classify = pipeline("text-classification", model=str(folder), device="cpu", batch_size=3)
+    expected = classify([text for text, _ in SENTENCES[79:]], truncation=True, max_length=32)
+    rows = read_table(folder / "predictions_test.tsv")
+    assert [row["prediction"] for row in rows] == [answer["label"] for answer in expected]
+    assert [row["index"] for row in rows] == [str(index) for index in range(11)]
+
+
+def test_regression(run, teacher, tmp_path):
+    generator = random.Random(0)
+    rows = [(text, f"{(label == 'good') * 3 + generator.random():.3f}") for text, label in SENTENCES]
+    files = {
+        f"{name}_file": write_table(tmp_path / f"{name}.csv", ["text", "score"], part)
+        for name, part in (("train", rows[:50]), ("validation", rows[50:79]), ("test", rows[79:]))
+    }
+    options = {**files, "label_column": "score", "save_predictions": True, "do_predict": True}
+    metrics = run(**options)
+    assert {"eval_loss", "eval_pearson", "eval_spearmanr", "eval_samples"} <= metrics.keys()
+    out = tmp_path / "out"
+    config = read_json(out / "config.json")
+    assert config["problem_type"] == "regression"
+    tensors = load_file(out / "predictions.safetensors")
+    pearson = np.corrcoef(tensors["logits"][:, 0], tensors["labels"])[0, 1]
+    assert metrics["eval_pearson"] == pytest.approx(pearson, abs=1e-5)
+    written = [float(row["prediction"]) for row in read_table(out / "predictions_test.tsv")]
+    assert written == pytest.approx(logits_of(out, [text for text, _ in rows[79:]])[:, 0].tolist(), abs=1e-3)
+    # A student of it; a classifier is no teacher for numbers.
+    student = {"num_hidden_layers": 1, "output_dir": str(tmp_path / "student")}
+    run(**options, **student, teacher_name_or_path=str(out), hidden_states_weight=1.0)
+    assert {"hard_label_loss", "logits_loss", "hidden_states_loss"} <= logs_of(tmp_path / "student")[0].keys()
+    with pytest.raises(ValueError, match="The teacher has 2 labels, the student 1"):
+        run(**options, num_hidden_layers=1, teacher_name_or_path=str(teacher[0]))
+
+
+# ---- with a teacher -------------------------------------------------------------------------------------------------
+
+
+def test_a_subnet_learns_from_a_teacher(run, models, teacher, tmp_path):
+    options = {"model_name_or_path": str(models / "subnet"), "teacher_name_or_path": str(teacher[0])}
+    before = contents(teacher[0])
+    metrics = run(**options, hidden_states_weight=1.0, distillation_temperature=2.0)
+    assert contents(teacher[0]) == before
+    out = tmp_path / "out"
+    model = AutoModelForSequenceClassification.from_pretrained(out)
+    assert type(model) is MosSubnetForSequenceClassification and model.config.hidden_sizes == [16, 48, 36]
+    assert model.config.id2label == {0: "bad", 1: "good"}
+    assert not [name for name in saved_weights(out) if "distillation" in name]
+    first = logs_of(out)[0]
+    assert first["loss"] == pytest.approx(
+        0.5 * first["hard_label_loss"] + 0.5 * first["logits_loss"] + first["hidden_states_loss"], rel=1e-4
+    )
+    assert read_json(out / "eval_results.json") == metrics
+    classify = pipeline("text-classification", model=str(out), device="cpu")
+    found = classify([text for text, _ in SENTENCES[50:79]], truncation=True, max_length=32)
+    right = [answer["label"] == label for answer, (_, label) in zip(found, SENTENCES[50:79], strict=True)]
+    assert metrics["eval_accuracy"] == pytest.approx(sum(right) / len(right))
+
+
+def test_a_stock_model_of_fewer_layers(run, teacher, tmp_path):
+    run(
+        model_name_or_path=str(teacher[0]),
+        teacher_name_or_path=str(teacher[0]),
+        num_hidden_layers=2,
+        attn_implementation="eager",
+        attentions_weight=1.0,
+        dropout=0.25,
+        learning_rate=0.0,
+    )
+    out, weights = tmp_path / "out", saved_weights(teacher[0])
+    model = AutoModelForSequenceClassification.from_pretrained(out)
+    assert type(model) is BertForSequenceClassification and model.config.num_hidden_layers == 2
+    assert model.config.hidden_dropout_prob == model.config.attention_probs_dropout_prob == 0.25
+    # It starts as the first layers and the head of what it is made of.
+    own = saved_weights(out)
+    assert {name for name in weights if name not in own} == {name for name in weights if ".layer.2." in name} != set()
+    assert largest_change(own, {name: weights[name] for name in own}) == 0
+    assert "attentions_loss" in logs_of(out)[0]
+
+
+def test_dropout_of_a_distilbert(run, tokenizer, models, teacher, tmp_path):
+    config = DistilBertConfig(
+        vocab_size=len(tokenizer), dim=16, n_layers=2, n_heads=2, hidden_dim=20, max_position_embeddings=40
+    )
+    DistilBertForSequenceClassification(config).save_pretrained(tmp_path / "distilbert")
+    DistilBertTokenizer(vocab=tokenizer.get_vocab(), model_max_length=64).save_pretrained(tmp_path / "distilbert")
+    options = {"model_name_or_path": str(tmp_path / "distilbert"), "num_train_epochs": 1, "dropout": 0.2}
+    run(**options, teacher_name_or_path=str(teacher[0]), num_hidden_layers=1)
+    config = read_json(tmp_path / "out" / "config.json")
+    assert (config["dropout"], config["attention_dropout"], config["n_layers"]) == (0.2, 0.2, 1)
+    # A BERT has read pairs with token types, which are not in what its student reads.
+    with pytest.raises(ValueError, match="tells the texts of a pair apart by token types, which the student"):
+        run(
+            **options,
+            teacher_name_or_path=str(models / "bert"),
+            train_file=None,
+            validation_file=None,
+            task_name="rte",
+            data_dir=str(rte_folder(tmp_path / "glue")),
+        )
+
+
+def rte_folder(folder: Path) -> Path:
+    texts = [text for text, _ in SENTENCES]
+
+    def rows(start: int, count: int) -> list[tuple]:
+        return [(i, texts[start + i], texts[start + i + 9], RTE_LABELS[(i + start) % 2]) for i in range(count)]
+
+    write_table(folder / "RTE" / "train.tsv", RTE_HEADER, rows(0, 30))
+    write_table(folder / "RTE" / "dev.tsv", RTE_HEADER, rows(31, 13))
+    write_table(folder / "RTE" / "test.tsv", RTE_HEADER[:-1], [row[:-1] for row in rows(50, 6)])
+    return folder
+
+
+def test_pairs_with_the_label_order_of_the_teacher(run, tokenizer, models, tmp_path, caplog):
+    names = ["Not-Entailment", "Entailment"]  # neither the task's order nor its spelling
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+    folder = save_backbone(tmp_path / "teacher", tokenizer, num_hidden_layers=2, **labels)
+    metrics = run(
+        model_name_or_path=str(models / "subnet"),
+        teacher_name_or_path=str(folder),
+        train_file=None,
+        validation_file=None,
+        task_name="rte",
+        data_dir=str(rte_folder(tmp_path / "glue")),
+        # Pairs are longer than the 40 tokens that the models take.
+        max_seq_length=64,
+        save_predictions=True,
+        do_predict=True,
+        learning_rate=0.0,
+    )
+    assert "max_seq_length=64 is more than the model takes: 40" in caplog.text
+    out = tmp_path / "out"
+    order = ["not_entailment", "entailment"]
+    assert read_json(out / "config.json")["id2label"] == {"0": order[0], "1": order[1]}
+    tensors = load_file(out / "predictions.safetensors")
+    assert [order[label] for label in tensors["labels"].tolist()] == [RTE_LABELS[(i + 31) % 2] for i in range(13)]
+    texts = [text for text, _ in SENTENCES]
+    logits = logits_of(out, [(texts[31 + i], texts[40 + i]) for i in range(13)], 40)
+    torch.testing.assert_close(tensors["logits"], logits, atol=1e-5, rtol=1e-4)
+    assert metrics["eval_accuracy"] == pytest.approx((logits.argmax(-1) == tensors["labels"]).double().mean().item())
+    submission = read_table(out / "RTE.tsv")
+    logits = logits_of(out, [(texts[50 + i], texts[59 + i]) for i in range(6)], 40)
+    assert [row["prediction"] for row in submission] == [order[index] for index in logits.argmax(-1).tolist()]
+    # What the student is to learn are the teacher's outputs for the same labels.
+    given = logits_of(folder, [(texts[i], texts[9 + i]) for i in range(30)], 40)
+    own = logits_of(out, [(texts[i], texts[9 + i]) for i in range(30)], 40)
+    expected = torch.nn.functional.cross_entropy(own, given.softmax(-1)).item()
+    found = logs_of(out)[:4]
+    rows = [8, 8, 8, 6]
+    assert sum(n * entry["logits_loss"] for n, entry in zip(rows, found, strict=True)) / 30 == pytest.approx(
+        expected, rel=1e-4
+    )
+
+
+# ---- continuing -----------------------------------------------------------------------------------------------------
+
+
+def test_a_stopped_run_goes_on(script, run, models, teacher, tmp_path, monkeypatch):
+    options = {"model_name_or_path": str(models / "subnet"), "teacher_name_or_path": str(teacher[0])}
+    options |= {"hidden_states_weight": 1.0, "dropout": 0.1}
+    whole = run(**options, output_dir=str(tmp_path / "whole"))
+    steps = []
+    original = script.DistillationTrainer.training_step
+
+    def stopped(*args, **kwargs):
+        steps.append(1)
+        if len(steps) == 10:  # in the second epoch
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(script.DistillationTrainer, "training_step", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run(**options)
+    assert folders(tmp_path / "out") == ["checkpoint-7"]
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    assert run(**options) == whole
+    assert len(steps) == 17
+    assert largest_change(saved_weights(tmp_path / "out"), saved_weights(tmp_path / "whole")) == 0
+
+
+def test_a_finished_run_given_again_changes_nothing(run, models, teacher, test_file, tmp_path):
+    options = {
+        "model_name_or_path": str(models / "subnet"),
+        "teacher_name_or_path": str(teacher[0]),
+        "hidden_states_weight": 1.0,
+        "eval_strategy": "epoch",
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "accuracy",
+        "save_predictions": True,
+        "do_predict": True,
+        "test_file": test_file,
+    }
+    first = run(**options)
+    before, trained = contents(tmp_path / "out"), read_json(tmp_path / "out" / "train_results.json")
+    assert {"model.safetensors", "predictions.safetensors", "eval_results.json"} <= before.keys()
+    assert run(**options) == first
+    assert contents(tmp_path / "out") == before
+    assert read_json(tmp_path / "out" / "train_results.json") == trained
+
+
+# ---- messages and argument files ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"model_name_or_path": "supernet"}, "'.*supernet' is a supernet; take a subnet out with `extract_subnet`"),
+        ({"teacher_name_or_path": "words"}, "have different tokenizers; choose a teacher that was fine-tuned with"),
+        ({"teacher_name_or_path": "three"}, "knows the labels 'a', 'b', 'c', but the data has 'bad', 'good'"),
+        ({"label_column": "mood"}, "There is no column 'mood' with labels in the file"),
+        ({"text_columns": ["body"]}, "There is no column 'body' in the file"),
+        ({"train_file": None}, "There are no rows to train on; give train_file"),
+        ({"do_predict": True}, "There are no rows to predict; give test_file"),
+        ({"num_hidden_layers": 4}, "--num_hidden_layers=4 layers cannot be kept of a model that has 3"),
+        ({"num_hidden_layers": 0}, "--num_hidden_layers=0 layers cannot be kept"),
+        ({"model_name_or_path": "subnet", "num_hidden_layers": 2}, "--num_hidden_layers is for ordinary models"),
+        ({"teacher_name_or_path": "bert", "attentions_weight": 1.0}, 'attn_implementation="eager"'),
+        ({"teacher_name_or_path": "bert", "logits_weight": 0.0}, "A teacher is given, but `logits_weight`"),
+        ({"teachr_name_or_path": "bert"}, "Unknown argument '--teachr_name_or_path'; did you mean '--teacher_name"),
+        ({"logits_weight": -1.0}, "`logits_weight` must not be negative, got -1.0"),
+    ],
+)
+def test_messages(run, models, tokenizer, tmp_path, options, message):
+    def make(name: str) -> Path:
+        folder = tmp_path / name
+        if name == "supernet":
+            tiny_supernet("sequence-classification", vocab_size=len(tokenizer)).save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+        elif name == "words":
+            other = make_tokenizer([text[::-1] for text, _ in SENTENCES])
+            save_backbone(folder, other, vocab_size=len(tokenizer))
+        elif name == "three":
+            labels = dict(enumerate("abc"))
+            save_backbone(
+                folder, tokenizer, id2label=labels, label2id={label: index for index, label in labels.items()}
+            )
+        else:
+            return models / name
+        return folder
+
+    options = {
+        name: str(make(value)) if name in ("model_name_or_path", "teacher_name_or_path") else value
+        for name, value in options.items()
+    }
+    with pytest.raises(ValueError, match=message):
+        run(**options)
+    assert not (tmp_path / "out").exists() or not contents(tmp_path / "out")
+
+
+def test_messages_come_without_a_traceback(script, settings, tmp_path, monkeypatch):
+    flags = to_flags({**settings, "output_dir": str(tmp_path / "out"), "teacher_name_or_path": "/nowhere/at/all"})
+    monkeypatch.setattr("sys.argv", ["run_glue.py", *flags])
+    with pytest.raises(SystemExit) as stopped:
+        script.run_script(script.main)
+    assert stopped.value.code.startswith("run_glue.py: ") and "/nowhere/at/all" in stopped.value.code
+
+
+def test_an_argument_file(script, run, settings, tmp_path):
+    path = tmp_path / "arguments.yaml"
+    path.write_text(yaml.safe_dump({**settings, "output_dir": str(tmp_path / "wrong"), "num_train_epochs": 3}))
+    metrics = script.main([str(path), "--output_dir", str(tmp_path / "right"), "--num_train_epochs", "1"])
+    assert not (tmp_path / "wrong").exists()
+    assert metrics == run(num_train_epochs=1)
+    path.write_text(yaml.safe_dump({**settings, "logit_weight": 1.0}))
+    with pytest.raises(ValueError, match="Unknown key 'logit_weight' .*did you mean 'logits_weight'"):
+        script.main([str(path), "--output_dir", str(tmp_path / "right")])
+
+
+def test_without_validation_rows(run, tmp_path):
+    assert run(validation_file=None, num_train_epochs=1) == {}
+    assert (tmp_path / "out" / "model.safetensors").is_file()

@@ -1,0 +1,729 @@
+# Copyright 2026 The elastic-encoders authors.
+# Licensed under the Apache License, Version 2.0: http://www.apache.org/licenses/LICENSE-2.0
+"""Training a sample-routed encoder: hardness, buckets, router targets, and what each amount of compute buys."""
+
+import functools
+import math
+import os
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Subset
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers.trainer_utils import EvalPrediction, seed_worker, speed_metrics
+from transformers.utils import is_sklearn_available, logging
+
+from modeling_sharcs.calibration import candidate_prices, row_shares, share_of_full
+from modeling_sharcs.modeling_sharcs import choose_widths
+
+from .arguments import SharcsTrainingArguments
+from .checkpoints import StagedCheckpointMixin
+from .hardness import (
+    HardnessHistory,
+    agreement_targets,
+    interval_targets,
+    predicted_targets,
+    read_intervals,
+    sample_confidence,
+    sample_entropy,
+)
+from .losses import row_distillation_losses, row_losses
+from .passes import check_precision, run_backward_passes
+from .problems import find_problem, label_of
+from .samplers import RoutedBatchSampler, RoutedCollator, RoutedDataset, choose_bucket, plan_epoch
+from .width_predictions import WidthPredictions, agreement, take_rows
+
+
+logger = logging.get_logger(__name__)
+
+HARDNESS_NAME = "hardness.safetensors"
+
+
+class SharcsTrainer(StagedCheckpointMixin, Trainer):
+    """
+    Trains a SHARCS model (any `Sharcs…For…` with more than one width; https://huggingface.co/papers/2310.12126).
+
+    Each epoch gives every training sample a score; the last few scores say which widths may handle it. The router
+    learns those targets, and each sample trains one of its widths in the next epoch. An epoch has a fixed number of
+    steps, whatever the split. The history of scores is part of every checkpoint; plans and targets follow from it and
+    the seed, so that a run continues exactly, and on any number of processes trains the same.
+
+    [`~SharcsTrainer.evaluate`] runs every width on every row once and reports the metrics of the routed model
+    (`eval_accuracy`), of each width alone (`eval_width_0.25_accuracy`), and the routing's.
+
+    Args:
+        model (`PreTrainedModel`): A SHARCS model with a head.
+        args ([`SharcsTrainingArguments`]): The arguments.
+        teacher (`PreTrainedModel`, *optional*): Replaces the widest path as the teacher of narrower ones.
+        kwargs: Those of [`~transformers.Trainer`].
+
+    Raises:
+        ValueError: if the model has no router or no task, the intervals do not fit its widths, the window is longer
+            than the run, the training set is empty or has no labels, or the teacher does not fit.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: SharcsTrainingArguments,
+        teacher: PreTrainedModel | None = None,
+        **kwargs,
+    ):
+        widths = getattr(model.config, "width_multipliers", None)
+        if widths is None or not hasattr(model, "width_index"):
+            raise ValueError(
+                f"SharcsTrainer trains `Sharcs…For…` models, got a {type(model).__name__}; make one with "
+                "`SharcsForSequenceClassification.from_backbone(...)`."
+            )
+        if len(widths) < 2:
+            raise ValueError(
+                f"The model has the widths {widths} and so no router; give `from_backbone` at least two "
+                "`width_multipliers`, or use transformers' Trainer."
+            )
+        if kwargs.get("train_dataset") is not None:
+            check_precision(model, args)
+        if kwargs.get("compute_loss_func") is not None:
+            raise ValueError("SharcsTrainer weighs the losses of single rows and takes no `compute_loss_func`.")
+        if kwargs.get("preprocess_logits_for_metrics") is not None:
+            raise ValueError(
+                "SharcsTrainer compares the logits of every width and takes no `preprocess_logits_for_metrics`; do "
+                "its work in `compute_metrics`."
+            )
+        super().__init__(model=model, args=args, **kwargs)
+        self.widths = [float(width) for width in widths]
+        if not self.label_names or model is model.base_model:
+            raise ValueError(f"{type(model).__name__} has no head to train; use one of the `Sharcs…For…` classes.")
+        rows = self.train_dataset if self.train_dataset is not None else self.eval_dataset
+        self.problem = find_problem(model, self.label_names, rows)
+        self.intervals = self._read_intervals(model)
+        weights = args.width_loss_weights or [1.0] * len(widths)
+        if len(weights) != len(widths):
+            raise ValueError(f"`width_loss_weights` has {len(weights)} entries for the {len(widths)} widths {widths}.")
+        self.width_loss_weights = weights
+        if self.train_dataset is not None:
+            self._check_training_set()
+        self.error_scale = self._find_error_scale()
+        self.teacher = None
+        if teacher is not None:
+            self._check_teacher(model, teacher)
+            self.teacher = self.accelerator.prepare_model(teacher.requires_grad_(False).eval(), evaluation_mode=True)
+        self.history: HardnessHistory | None = None
+        self._sampler: RoutedBatchSampler | None = None
+        self._targets: torch.Tensor | None = None
+        self._buckets: torch.Tensor | None = None
+        self._unrecorded: list[tuple[torch.Tensor, ...]] = []
+        self._components: dict[str, torch.Tensor] = {}
+        self._predicting_widths = False
+        self.add_callback(_EpochCallback(self))
+
+    # ---- checks -----------------------------------------------------------------------------------------------------
+
+    def _read_intervals(self, model: PreTrainedModel) -> list[tuple[float, float]]:
+        highest, entropy = 1.0, self.args.hardness_signal == "entropy"
+        if entropy:
+            if self.problem == "regression":
+                raise ValueError("A regression predicts no distribution; use hardness_signal='confidence'.")
+            if self.problem == "question_answering":
+                highest = math.log(model.config.max_position_embeddings)
+            elif self.problem == "multi_label_classification":
+                highest = math.log(2)
+            else:
+                highest = math.log(model.config.num_labels)
+        given = self.args.hardness_intervals
+        found = read_intervals(given, self.widths, highest, high_is_hard=entropy)
+        if self.args.hardness_source == "agreement" and _is_number(given):
+            # What counts as agreement is the same for every narrower width.
+            return [(float(given), 1.0)] * (len(self.widths) - 1) + [(0.0, 1.0)]
+        return found
+
+    def _check_training_set(self) -> None:
+        dataset, args = self.train_dataset, self.args
+        if not hasattr(dataset, "__len__"):
+            raise ValueError("SharcsTrainer follows every sample through the epochs: the training set needs a length.")
+        if len(dataset) == 0:
+            raise ValueError("The training set is empty; check the file that it was read from, and max_train_samples.")
+        columns = set(dataset[0])
+        wanted = set(self.label_names)
+        if not (wanted <= columns or wanted == {"labels"} and "label" in columns):
+            raise ValueError(
+                f"The training set has no labels: its columns are {sorted(columns)}, and {sorted(wanted)} "
+                f"{'is' if len(wanted) == 1 else 'are'} missing; name the column of labels so."
+            )
+        epochs, steps = args.num_train_epochs, self._steps_per_epoch(len(dataset))
+        if args.width_batches == "alternating" and steps < len(self.widths):
+            raise ValueError(
+                f"An epoch of {steps} steps cannot alternate between {len(self.widths)} widths; use smaller batches, "
+                "or width_batches='joint'."
+            )
+        if args.max_steps > 0:
+            per_epoch = math.ceil(steps / args.gradient_accumulation_steps)
+            epochs = args.max_steps / per_epoch
+        if args.hardness_window >= epochs and not args.train_every_width:
+            raise ValueError(
+                f"hardness_window={args.hardness_window} needs more than {args.hardness_window} epochs, the run has "
+                f"{epochs:g}: narrow paths and the router would never be trained. Use a smaller window or more epochs."
+            )
+        if args.hardness_window >= epochs:
+            raise ValueError(
+                f"hardness_window={args.hardness_window} needs more than {args.hardness_window} epochs, the run has "
+                f"{epochs:g}: the router would never be trained. Use a smaller window or more epochs."
+            )
+
+    def _check_teacher(self, model: PreTrainedModel, teacher: PreTrainedModel) -> None:
+        if not self.args.distillation_weight:
+            raise ValueError("A teacher is given but `distillation_weight` is 0; set it, for example to 1.")
+        if self.problem != "question_answering" and teacher.config.num_labels != model.config.num_labels:
+            raise ValueError(
+                f"The teacher has {teacher.config.num_labels} labels, the student {model.config.num_labels}; choose a "
+                "teacher fine-tuned on the same task."
+            )
+
+    def _find_error_scale(self) -> float:
+        """Standard deviation of a regression's training labels: the unit of its errors."""
+        if self.problem != "regression" or self.train_dataset is None:
+            return 1.0
+        dataset = self.train_dataset
+        names = getattr(dataset, "column_names", None) or []
+        name = next((name for name in ("labels", "label") if name in names), None)
+        labels = dataset[name] if name else [label_of(dataset[index]) for index in range(len(dataset))]
+        return float(np.std(np.asarray(labels, dtype=np.float64))) or 1.0
+
+    # ---- data -------------------------------------------------------------------------------------------------------
+
+    def _steps_per_epoch(self, num_samples: int) -> int:
+        return math.ceil(num_samples / (self._train_batch_size * self.args.world_size))
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches of [`RoutedSample`]s; every process gets its part of each step of one plan."""
+        if self.train_dataset is None:
+            raise ValueError("Trainer: training requires a train_dataset.")
+        args, dataset = self.args, self._model_columns(self.train_dataset, "training")
+        self._sampler = RoutedBatchSampler(
+            self._steps_per_epoch(len(dataset)),
+            args.process_index,
+            args.world_size,
+            width_per_rank=args.width_batches == "one_per_rank",
+        )
+        scores = len(self.widths) if args.hardness_source == "agreement" else 1
+        self.history = HardnessHistory(len(dataset), scores)
+        self._unrecorded.clear()
+        return DataLoader(
+            RoutedDataset(dataset),
+            batch_sampler=self._sampler,
+            collate_fn=RoutedCollator(self._model_collator("training")),
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            worker_init_fn=functools.partial(
+                seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index
+            ),
+        )
+
+    def _model_columns(self, dataset, description: str):
+        return self._remove_unused_columns(dataset, description) if hasattr(dataset, "column_names") else dataset
+
+    def _model_collator(self, description: str):
+        return self._get_collator_with_removed_columns(self.data_collator, description)
+
+    # ---- epochs -----------------------------------------------------------------------------------------------------
+
+    def router_targets(self) -> torch.Tensor | None:
+        """
+        Which widths may handle each training sample, from its last scores: booleans of shape `(samples, widths)`;
+        `None` until there are enough epochs.
+        """
+        window = self.history.window(self.args.hardness_window)
+        if window is None:
+            return None
+        if self.args.hardness_source == "agreement":
+            return agreement_targets(window, self.intervals)
+        return interval_targets(window[..., 0], self.intervals)
+
+    def _begin_epoch(self, epoch: int) -> None:
+        if self.history.num_epochs < epoch:
+            # Continued from a checkpoint that was written between the last step of an epoch and its end.
+            self._choose_buckets(epoch - 1)
+            self._finish_epoch()
+        self._choose_buckets(epoch)
+        args = self.args
+        members = F.one_hot(self._buckets, len(self.widths)).bool()
+        self._sampler.plan = plan_epoch(
+            torch.ones_like(members) if args.train_every_width else members,
+            self._sampler.num_steps,
+            self._data_seed,
+            epoch,
+            args.repeat_smaller_buckets,
+            alternating=args.width_batches == "alternating",
+        )
+        if self._targets is not None:
+            self._let_router_choose()
+            shares = self._targets.double().mean(dim=0).tolist()
+            self.log({f"share_of_targets_{width:g}": share for width, share in zip(self.widths, shares, strict=True)})
+
+    @property
+    def _data_seed(self) -> int:
+        return self.args.seed if self.args.data_seed is None else self.args.data_seed
+
+    def _choose_buckets(self, epoch: int) -> None:
+        """An epoch's router targets, and the width of each sample: its score is the one at that width."""
+        self._targets = self.router_targets()
+        if self._targets is None or self.args.train_every_width:
+            self._buckets = torch.full((len(self.history.epochs),), len(self.widths) - 1)
+        else:
+            self._buckets = choose_bucket(self._targets, self._data_seed, epoch)
+
+    def _let_router_choose(self) -> None:
+        if self.model.config.router_price is None and self.args.router_loss_weight > 0:
+            # The router is being taught now: the largest of its logits wins, as published.
+            self.model.config.router_price = 0.0
+
+    def _finish_epoch(self) -> None:
+        if self.args.hardness_source == "training":
+            self._record_scores()
+            self.history.finish_epoch(self.accelerator)
+        else:
+            self.history.current = self._score_training_set()
+            self.history.finish_epoch()
+
+    def _record_scores(self) -> None:
+        """Moves scores from the device, where they wait so that no step has to."""
+        if not self._unrecorded:
+            return
+        samples, scores, places = (torch.cat(parts).cpu() for parts in zip(*self._unrecorded, strict=True))
+        self._unrecorded.clear()
+        self.history.record(samples, scores, places)
+
+    def _score_training_set(self) -> torch.Tensor:
+        """Scores of every training sample in evaluation mode, of shape `(samples, num_scores)`, on every process."""
+        args, agreement = self.args, self.args.hardness_source == "agreement"
+        dataset = self._model_columns(self.train_dataset, "training")
+        widths = range(len(self.widths)) if agreement else sorted(set(self._buckets.tolist()))
+        scores = torch.full((len(dataset), self.history.epochs.shape[2]), math.nan)
+        model = self.model_wrapped
+        was_training = model.training
+        model.eval()
+        groups = [None] if agreement else list(widths)
+        own = {
+            group: [
+                index
+                for position, index in enumerate(
+                    range(len(dataset)) if group is None else (self._buckets == group).nonzero()[:, 0].tolist()
+                )
+                if position % args.world_size == args.process_index
+            ]
+            for group in groups
+        }
+        progress = tqdm(
+            total=sum(map(len, own.values())),
+            desc="Scoring training samples",
+            leave=False,
+            disable=args.disable_tqdm or not self.is_local_process_zero(),
+        )
+        try:
+            for group, indices in own.items():
+                loader = DataLoader(
+                    Subset(dataset, indices),
+                    batch_size=args.eval_batch_size,
+                    collate_fn=self._model_collator("training"),
+                    num_workers=args.dataloader_num_workers,
+                    # A loader draws a seed, which must not come from the generator that a checkpoint has stored.
+                    generator=torch.Generator(),
+                )
+                start = 0
+                for batch in loader:
+                    found = self._score_batch(batch, group).float().cpu()
+                    scores[indices[start : start + len(found)]] = found.reshape(len(found), -1)
+                    start += len(found)
+                    progress.update(len(found))
+        finally:
+            progress.close()
+            model.train(was_training)
+        if args.world_size > 1:
+            every = self.accelerator.gather(scores.unsqueeze(0).to(args.device)).cpu()
+            scores = every.nan_to_num(-math.inf).amax(dim=0)  # a row is scored by one process
+            scores[scores == -math.inf] = math.nan
+        return scores
+
+    @torch.no_grad()
+    def _score_batch(self, batch: dict[str, Any], group: int | None) -> torch.Tensor:
+        inputs = self._prepare_inputs(dict(batch))
+        targets = {name: inputs.pop(name) for name in self.label_names}
+        model = self.accelerator.unwrap_model(self.model_wrapped)
+        with self.compute_loss_context_manager(), self.accelerator.autocast():
+            if group is not None:
+                return self._score(self._run(model, inputs, width=self.widths[group]), targets)
+            outputs = [self._run(model, inputs, width=width) for width in self.widths]
+        answer = predicted_targets(outputs[-1], targets, self.problem)
+        columns = [sample_confidence(output, answer, self.problem, self.error_scale) for output in outputs]
+        return torch.stack(columns, dim=1)
+
+    def _score(self, outputs, targets: dict[str, torch.Tensor]) -> torch.Tensor:
+        if self.args.hardness_signal == "entropy":
+            return sample_entropy(outputs, targets, self.problem)
+        return sample_confidence(outputs, targets, self.problem, self.error_scale)
+
+    def _run(self, model: nn.Module, inputs: dict[str, Any], **kwargs):
+        """A model's outputs, in which padding says nothing: how much of it a row has depends on its neighbours."""
+        outputs = model(**inputs, **kwargs)
+        mask = inputs.get("attention_mask")
+        names = {"question_answering": ("start_logits", "end_logits"), "token_classification": ("logits",)}
+        for name in names.get(self.problem, ()) if mask is not None else ():
+            padding = (mask == 0).view(*mask.shape, *[1] * (outputs[name].dim() - 2))
+            outputs[name] = outputs[name].masked_fill(padding, -1e4)
+        return outputs
+
+    # ---- training ---------------------------------------------------------------------------------------------------
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """Forward and backward of each width on its rows; returns the step's loss on this process."""
+        model.train()
+        if hasattr(self.optimizer, "train") and callable(self.optimizer.train):
+            self.optimizer.train()
+        routing = inputs.pop("routing")
+        passes = []
+        wide: dict[tuple[int, ...], Any] = {}
+        # The widest first: narrower paths may learn from it, and the last pass, whose gradients are reduced across
+        # processes, must reach every parameter, of which only narrow paths use the entry's.
+        for index in sorted(set(routing["width_index"].tolist()), reverse=True):
+            rows = (routing["width_index"] == index).nonzero()[:, 0]
+            for part in rows.tensor_split(-(-len(rows) // self._train_batch_size)):
+                passes.append(functools.partial(self._run_rows, model, inputs, routing, index, part, wide))
+        passes[-1] = functools.partial(self._reach_every_parameter, passes[-1])
+        return run_backward_passes(self, model, passes)
+
+    def _reach_every_parameter(self, run) -> torch.Tensor:
+        # What a pass may leave out: the router, before it has targets, and the entry, on the widest path.
+        left_out = [*self._encoder.router.parameters(), *self._encoder.entry.parameters()]
+        return run() + sum(parameter.sum() * 0.0 for parameter in left_out)
+
+    def _forget_idle_gradients(self) -> None:
+        """What nothing trains yet keeps still: with gradients of zero an optimiser would decay it, and count steps."""
+        idle = []
+        if not self._router_learns:
+            idle += self._encoder.router.parameters()
+        if self._targets is None and not self.args.train_every_width:
+            idle += self._encoder.entry.parameters()
+        for parameter in idle:
+            parameter.grad = None
+
+    @property
+    def _router_learns(self) -> bool:
+        has_targets = self._targets is not None or self.args.router_loss_before_targets
+        return has_targets and self.args.router_loss_weight > 0
+
+    def _run_rows(self, model, inputs, routing, index: int, rows: torch.Tensor, wide: dict) -> torch.Tensor:
+        """The loss of some rows of one width, weighted by their share of the step's rows over all processes."""
+        args, widest = self.args, index == len(self.widths) - 1
+        batch = self._prepare_inputs(self._take_rows(inputs, rows))
+        targets = {name: batch.pop(name) for name in self.label_names}
+        samples = routing["index"][rows]
+        weights = (routing["weight"][rows] * self.width_loss_weights[index]).to(args.device)
+        distil = args.distillation_weight > 0 and (self.teacher is not None or not widest)
+        with self.compute_loss_context_manager():
+            outputs = self._run(model, batch, width=self.widths[index])
+            losses = row_losses(outputs, targets, self.problem, args.label_smoothing_factor)
+            self._count(f"width_{self.widths[index]:g}_loss", losses, weights)
+            if widest and args.distillation_weight > 0 and self.teacher is None:
+                wide[tuple(samples.tolist())] = _detached(outputs)
+            if distil:
+                teacher_outputs = self._teacher_outputs(model, batch, samples, wide)
+                taught = row_distillation_losses(
+                    outputs, teacher_outputs, targets, self.problem, args.distillation_temperature
+                )
+                self._count(f"width_{self.widths[index]:g}_distillation", taught, weights)
+                losses = args.hard_label_weight * losses + args.distillation_weight * taught
+            losses = args.task_loss_weight * losses
+            router_targets = self._router_targets_of(samples)
+            if router_targets is not None and args.router_loss_weight > 0:
+                scores = outputs["router_logits"].float()
+                router_losses = F.binary_cross_entropy_with_logits(
+                    scores, router_targets.to(scores), reduction="none"
+                ).mean(dim=-1)
+                self._count("router_loss", router_losses, weights)
+                losses = losses + args.router_loss_weight * router_losses
+        if args.hardness_source == "training":
+            with torch.no_grad():
+                self._unrecorded.append(
+                    (samples, self._score(outputs, targets).detach().float(), routing["place"][rows])
+                )
+        # Gradients are averaged over processes and summed over accumulated batches.
+        return (losses * weights).sum() * args.world_size / self.current_gradient_accumulation_steps
+
+    def _take_rows(self, inputs: dict[str, Any], rows: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Some rows of a batch, with the padding at their right end trimmed."""
+        taken = {name: value[rows] for name, value in inputs.items()}
+        mask = taken.get("attention_mask")
+        # A router that reads padding too must see as much of it as its data collator put there.
+        if mask is None or self.accelerator.unwrap_model(self.model).config.router_pooling == "all":
+            return taken
+        tokens = mask.shape[1]
+        end = int((mask != 0).any(dim=0).nonzero().max()) + 1 if mask.any() else tokens
+        # Labels that are no tokens may be as many by chance.
+        kept = () if self.problem == "token_classification" else self.label_names
+        return {
+            name: value[:, :end] if value.dim() > 1 and value.shape[1] == tokens and name not in kept else value
+            for name, value in taken.items()
+        }
+
+    @torch.no_grad()
+    def _teacher_outputs(self, model, batch: dict[str, Any], samples: torch.Tensor, wide: dict):
+        if self.teacher is not None:
+            return self._run(self.teacher, batch)
+        known = wide.get(tuple(samples.tolist()))  # the same rows ran at full width in this step
+        return self._run(model, batch, width=self.widths[-1]) if known is None else known
+
+    def _router_targets_of(self, samples: torch.Tensor) -> torch.Tensor | None:
+        if self._targets is not None:
+            return self._targets[samples].to(self.args.device)
+        if not self.args.router_loss_before_targets:
+            return None
+        widest = torch.zeros(len(samples), len(self.widths), dtype=torch.bool, device=self.args.device)
+        widest[:, -1] = True
+        return widest
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        # A step's rows run at several widths; the batch no longer says which.
+        return 0
+
+    # ---- logging, checkpoints ---------------------------------------------------------------------------------------
+
+    def _count(self, name: str, losses: torch.Tensor, weights: torch.Tensor) -> None:
+        """Adds rows to what the next log averages; no synchronisation with the device."""
+        losses = losses.detach()
+        value = torch.stack([(losses * weights).sum(), weights.sum()])
+        self._components[name] = self._components.get(name, 0) + value
+
+    def _component_names(self) -> list[str]:
+        names = [f"width_{width:g}_{kind}" for width in self.widths for kind in ("loss", "distillation")]
+        return [*names, "router_loss"]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self.state.global_step:
+            # Every process names every component: one that has no rows of a width must not wait for the others.
+            nothing = torch.zeros(2, device=self.args.device)
+            names = self._component_names()
+            values = torch.stack([self._components.get(name, nothing) for name in names])
+            values = self.accelerator.reduce(values, reduction="sum").tolist()
+            logs.update({name: summed / count for name, (summed, count) in zip(names, values, strict=True) if count})
+            self._components.clear()
+        super().log(logs, start_time)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial) -> bool:
+        # Until there are targets every row takes the widest path: no measure for what is routed, as published.
+        if self._targets is None and self.args.router_loss_weight > 0:
+            return False
+        return super()._determine_best_metric(metrics, trial)
+
+    def _save_run_state(self, folder: str) -> None:
+        self._record_scores()
+        self.history.save(os.path.join(folder, HARDNESS_NAME), self.accelerator)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self.history.load(os.path.join(checkpoint, HARDNESS_NAME))
+            if self.router_targets() is not None:
+                self._let_router_choose()  # also where the run had ended, and no epoch begins
+
+    # ---- evaluation -------------------------------------------------------------------------------------------------
+
+    def predict_widths(self, dataset=None, metric_key_prefix: str = "eval") -> WidthPredictions:
+        """Runs every width on every row of a data set (the evaluation set by default), once."""
+        dataloader = self.get_eval_dataloader(dataset)
+        compute_metrics, self.compute_metrics = self.compute_metrics, None
+        self._predicting_widths = True
+        try:
+            output = self.evaluation_loop(
+                dataloader,
+                description="Evaluation of every width",
+                prediction_loss_only=False,
+                metric_key_prefix=metric_key_prefix,
+            )
+        finally:
+            self._predicting_widths = False
+            self.compute_metrics = compute_metrics
+        *predictions, router_logits, lengths, losses = output.predictions
+        return WidthPredictions(
+            predictions=[tuple(entry) if isinstance(entry, list) else entry for entry in predictions],
+            router_logits=router_logits,
+            lengths=lengths,
+            losses=None if np.isnan(losses).all() else losses,
+            label_ids=output.label_ids,
+        )
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        if not self._predicting_widths:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        inputs = self._prepare_inputs(inputs)
+        targets = {name: inputs.pop(name) for name in self.label_names if name in inputs}
+        with torch.no_grad(), self.compute_loss_context_manager():
+            outputs = [self._run(model, inputs, width=width) for width in self.widths]
+        if len(targets) == len(self.label_names):
+            losses = torch.stack([row_losses(output, targets, self.problem) for output in outputs], dim=1)
+        else:
+            losses = torch.full((len(outputs[0]["router_logits"]), len(self.widths)), math.nan)
+            losses = losses.to(self.args.device)
+        reference = inputs["input_ids"] if "input_ids" in inputs else inputs["inputs_embeds"]
+        mask = inputs.get("attention_mask")
+        lengths = torch.full((len(reference),), reference.shape[1], device=reference.device)
+        lengths = lengths if mask is None else mask.sum(dim=1)
+        if self.problem == "question_answering":
+            predictions = [(output["start_logits"].float(), output["end_logits"].float()) for output in outputs]
+        else:
+            predictions = [output["logits"].float() for output in outputs]
+        labels = tuple(targets.values()) if len(targets) == len(self.label_names) else None
+        if labels is not None and len(labels) == 1:
+            labels = labels[0]
+        return None, (*predictions, outputs[-1]["router_logits"].float(), lengths, losses), labels
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """
+        Metrics of the routed model at its current price (none of a prefix of their own), of each width alone
+        (`width_0.25_…`), and of the routing: `flops_share`, `rows_at_0.25`, metrics on the rows sent to a width
+        (`routed_to_0.25_…`), and `router_auc_0.25`: how well the router's score ranks the rows on which the narrow
+        path agrees with the widest above those on which it does not.
+        """
+        eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(eval_dataset, dict):
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        start = time.time()
+        predictions = self.predict_widths(eval_dataset, metric_key_prefix)
+        found = self.routing_metrics(predictions)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+        metrics |= speed_metrics(metric_key_prefix, start, num_samples=len(predictions.lengths))
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def routing_metrics(self, predictions: WidthPredictions) -> dict[str, float]:
+        """The metrics of [`~SharcsTrainer.evaluate`] without a prefix, from predictions that are already there."""
+        chosen = self.chosen_widths(predictions)
+        metrics = self._metrics_at(predictions, chosen)
+        for index, width in enumerate(self.widths):
+            alone = self._metrics_at(predictions, torch.full_like(chosen, index))
+            metrics |= {f"width_{width:g}_{name}": value for name, value in alone.items()}
+            there = (chosen == index).numpy()
+            metrics[f"rows_at_{width:g}"] = float(there.mean())
+            if there.any() and self.problem != "question_answering":
+                metrics |= {
+                    f"routed_to_{width:g}_{name}": value
+                    for name, value in self._metrics_at(predictions, chosen, there).items()
+                    if name != "flops_share"
+                }
+        for index, width in enumerate(self.widths[:-1]):
+            area = self._router_auc(predictions, index)
+            if area is not None:
+                metrics[f"router_auc_{width:g}"] = area
+        return metrics
+
+    def chosen_widths(self, predictions: WidthPredictions) -> torch.Tensor:
+        """Index of the width that routed inference takes for each row at the model's price, of shape `(rows,)`."""
+        price = self._encoder.config.router_price
+        scores = torch.from_numpy(predictions.router_logits)
+        if price is None:  # nobody has taught the router yet
+            return torch.full((len(scores),), len(self.widths) - 1)
+        return choose_widths(scores, price, self._encoder.relative_costs())
+
+    @property
+    def _encoder(self) -> PreTrainedModel:
+        return self.accelerator.unwrap_model(self.model).base_model
+
+    def _metrics_at(
+        self, predictions: WidthPredictions, chosen: torch.Tensor, rows: np.ndarray | None = None
+    ) -> dict[str, float]:
+        indices = chosen.numpy()
+        rows = np.ones(len(indices), dtype=bool) if rows is None else rows
+        lengths = torch.from_numpy(predictions.lengths)
+        metrics = {"flops_share": share_of_full(self.model, chosen[rows], lengths[rows])}
+        if predictions.losses is not None:
+            metrics["loss"] = float(predictions.losses[np.arange(len(indices)), indices][rows].mean())
+        if self.compute_metrics is not None and (predictions.label_ids is not None or self._spans):
+            given = EvalPrediction(
+                predictions=take_rows(predictions.select(indices), rows),
+                label_ids=take_rows(predictions.label_ids, rows),
+            )
+            metrics |= self.compute_metrics(given)
+        return metrics
+
+    @property
+    def _spans(self) -> bool:
+        # Metrics of answers know the right ones from elsewhere.
+        return self.problem == "question_answering"
+
+    def _router_auc(self, predictions: WidthPredictions, index: int) -> float | None:
+        agrees = agreement(
+            predictions.predictions[index], predictions.predictions[-1], self.problem, predictions.label_ids
+        )
+        if agrees.all() or not agrees.any() or not is_sklearn_available():
+            return None
+        from sklearn.metrics import roc_auc_score
+
+        return float(roc_auc_score(agrees, predictions.router_logits[:, index] - predictions.router_logits[:, -1]))
+
+    def compute_curve(self, predictions: WidthPredictions, num_points: int = 21) -> list[dict[str, Any]]:
+        """
+        What each amount of compute buys: metrics at prices whose shares of full FLOPs are about evenly spaced between
+        the least and the most that the model can spend.
+
+        Args:
+            predictions ([`WidthPredictions`]): Of [`~SharcsTrainer.predict_widths`].
+            num_points (`int`, *optional*, defaults to 21): At most so many points.
+
+        Returns:
+            `list[dict]`: `price`, `flops_share`, `rows_per_width` and the metrics, by ascending share.
+        """
+        costs, spent = self._encoder.relative_costs(), row_shares(self.model, torch.from_numpy(predictions.lengths))
+        scores = torch.from_numpy(predictions.router_logits)
+        found = {}
+        for price in candidate_prices(scores, costs).tolist():
+            chosen = choose_widths(scores, price, costs)
+            found[float(spent.gather(1, chosen.unsqueeze(1)).sum())] = (price, chosen)
+        shares = sorted(found)
+        wanted = np.linspace(shares[0], shares[-1], num_points)
+        nearest = sorted({min(shares, key=lambda share: abs(share - aim)) for aim in wanted})
+        points = []
+        for share in nearest:
+            price, chosen = found[share]
+            rows = torch.bincount(chosen, minlength=len(costs)).double() / len(chosen)
+            metrics = self._metrics_at(predictions, chosen)
+            points.append({"price": price, **metrics, "rows_per_width": rows.tolist()})
+        return points
+
+
+class _EpochCallback(TrainerCallback):
+    """Tells the trainer where epochs begin and end, also after a resume."""
+
+    def __init__(self, trainer: SharcsTrainer):
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        if state.global_step < state.max_steps:
+            self.trainer._begin_epoch(int(state.epoch or 0))
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        self.trainer._forget_idle_gradients()
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        complete = state.epoch is not None and abs(state.epoch - round(state.epoch)) < 1e-6
+        if complete and self.trainer.history.num_epochs < round(state.epoch):
+            self.trainer._finish_epoch()
+
+
+def _is_number(text: Any) -> bool:
+    try:
+        float(text)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _detached(outputs) -> dict[str, torch.Tensor]:
+    return {name: value.detach() for name, value in outputs.items() if name.endswith("logits")}
