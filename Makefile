@@ -42,8 +42,8 @@ quickstart: $(STAMP)  ## run the whole story on data that it makes itself (examp
 	$(BIN)/python examples/quickstart.py
 
 test: export HF_HUB_OFFLINE = 1
-test: $(STAMP)  ## run the tests that are not marked slow
-	$(BIN)/python -m pytest
+test: $(STAMP)  ## run the tests that are not marked slow, a file at a time on each core
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 quality: $(STAMP)  ## check lint and format
 	$(BIN)/python -m ruff check $(SOURCES)

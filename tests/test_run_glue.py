@@ -32,7 +32,7 @@ from script_utils import (
     write_table,
 )
 from synthetic_data import generate_classification
-from testing_utils import randomise_, tiny_subnet_config, tiny_supernet
+from testing_utils import randomise_, tiny_sharcs, tiny_subnet_config, tiny_supernet
 from training_utils import NO_DROPOUT, folders, largest_change
 
 
@@ -371,6 +371,12 @@ def test_a_finished_run_given_again_changes_nothing(run, models, teacher, test_f
     assert read_json(tmp_path / "out" / "train_results.json") == trained
 
 
+def test_a_checkpoint_of_another_model(run, models, tmp_path):
+    run(model_name_or_path=str(models / "subnet"), save_strategy="epoch")
+    with pytest.raises(ValueError, match="of another run: its model_type is 'mos_subnet'"):
+        run(model_name_or_path=str(models / "bert"))
+
+
 # ---- messages and argument files ------------------------------------------------------------------------------------
 
 
@@ -378,6 +384,7 @@ def test_a_finished_run_given_again_changes_nothing(run, models, teacher, test_f
     "options, message",
     [
         ({"model_name_or_path": "supernet"}, "'.*supernet' is a supernet; take a subnet out with `extract_subnet`"),
+        ({"model_name_or_path": "sharcs"}, "'.*sharcs' is a routed encoder, .*use run_glue_sharcs.py"),
         ({"teacher_name_or_path": "words"}, "have different tokenizers; choose a teacher that was fine-tuned with"),
         ({"teacher_name_or_path": "three"}, "knows the labels 'a', 'b', 'c', but the data has 'bad', 'good'"),
         ({"label_column": "mood"}, "There is no column 'mood' with labels in the file"),
@@ -398,6 +405,9 @@ def test_messages(run, models, tokenizer, tmp_path, options, message):
         folder = tmp_path / name
         if name == "supernet":
             tiny_supernet("sequence-classification", vocab_size=len(tokenizer)).save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+        elif name == "sharcs":
+            tiny_sharcs(vocab_size=len(tokenizer)).save_pretrained(folder)
             tokenizer.save_pretrained(folder)
         elif name == "words":
             other = make_tokenizer([text[::-1] for text, _ in SENTENCES])

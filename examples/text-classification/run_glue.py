@@ -84,6 +84,11 @@ def load_model(arguments: ModelArguments, data: DataArguments, names: list[str] 
         raise ValueError(
             f"{arguments.model_name_or_path!r} is a supernet; take a subnet out with `extract_subnet` first."
         )
+    if config.model_type == "sharcs":
+        raise ValueError(
+            f"{arguments.model_name_or_path!r} is a routed encoder, whose router needs training too; use "
+            "run_glue_sharcs.py."
+        )
     order = match_labels(names, config, new_labels=True, task_name=data.task_name)
     if arguments.teacher_name_or_path is not None and names is not None:
         # The teacher's outputs decide.
