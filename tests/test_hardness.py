@@ -443,7 +443,7 @@ def test_histories_that_do_not_fit_have_a_sentence(tmp_path):
     path = tmp_path / "hardness.safetensors"
     history = HardnessHistory(3)
     message = "cannot be read .*; continue from an earlier checkpoint"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match="There is no hardness history .*; a checkpoint written with save_only_model"):
         history.load(path)
     fill(history, [0.1, 0.2, 0.3])
     history.save(path)

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from torch.nn import functional as F
 from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerCallback
@@ -734,7 +735,9 @@ def test_checkpoints_without_a_history_have_a_sentence(tiny_tokenizer, tmp_path)
     checkpoint = tmp_path / "checkpoint-5"
     assert (checkpoint / "hardness.safetensors").is_file()
     os.remove(checkpoint / "hardness.safetensors")
-    message = "hardness history .*checkpoint-5/hardness.safetensors cannot be read .*; continue from an earlier"
+    message = (
+        "no hardness history .*checkpoint-5/hardness.safetensors; a checkpoint written with save_only_model has none"
+    )
     with pytest.raises(ValueError, match=message):
         make_saving(tiny_tokenizer, tmp_path).train(resume_from_checkpoint=str(checkpoint))
     message = "is about 10 samples with 1 scores each, this run has 10 with 2"
@@ -975,6 +978,7 @@ def test_curve_files(tmp_path):
             "train_every_width runs every width in each step",
         ),
         ({"ddp_find_unused_parameters": True}, "leave out ddp_find_unused_parameters"),
+        ({"train_sampling_strategy": "group_by_length"}, "'group_by_length' has no place; leave it out"),
         # Of the trainer, which knows model and data.
         ({"width_loss_weights": [1.0]}, r"has 1 entries for the 2 widths \[0.25, 1.0\]"),
         (
@@ -1022,7 +1026,17 @@ def test_models_and_data_that_make_no_sense_have_a_sentence(tiny_tokenizer, tmp_
     refuse(r"\['end_positions', 'start_positions'\] are missing", problem="question_answering")
     refuse("A teacher is given but `distillation_weight` is 0; set it", teacher=bert)
     two = make_bert(tiny_tokenizer, "sequence-classification", num_labels=2)
-    refuse("The teacher has 2 labels, the student 3; choose", teacher=two, arguments={"distillation_weight": 1.0})
+    distilling = {"distillation_weight": 1.0}
+    refuse("The teacher has 2 labels, the student 3; choose", teacher=two, arguments=distilling)
+    student = make_sharcs(tiny_tokenizer)
+    refuse("The teacher is the student itself", student, teacher=student, arguments=distilling)
+    small = make_bert(tiny_tokenizer, "sequence-classification", vocab_size=50)
+    refuse("The teacher's vocabulary has 50 entries, the student's 120; choose", teacher=small, arguments=distilling)
+    broken = make_labelled(tiny_tokenizer, "regression")
+    broken = broken.remove_columns("labels").add_column("labels", [0.5, float("nan"), *[1.0] * (len(broken) - 2)])
+    refuse("The label of training row 1 is nan; mend or drop", problem="regression", train_dataset=broken)
+    with pytest.raises(ValueError, match="SharcsTrainer needs a `model`"):
+        SharcsTrainer(None, make_sharcs_arguments(tmp_path), model_init=lambda: student)
     trainer = SharcsTrainer(make_sharcs(tiny_tokenizer), make_sharcs_arguments(tmp_path))
     with pytest.raises(ValueError, match="training requires a train_dataset"):
         trainer.train()
@@ -1043,11 +1057,25 @@ def test_the_kind_of_problem_is_found(tiny_tokenizer, tmp_path, overrides, label
     trainer = SharcsTrainer(
         make_sharcs(tiny_tokenizer, **overrides), make_sharcs_arguments(tmp_path), train_dataset=rows
     )
-    assert trainer.problem == expected
+    assert trainer.problem == trainer.model.config.problem_type == expected  # pipelines go by the configuration
     evaluating = SharcsTrainer(
         make_sharcs(tiny_tokenizer, **overrides), make_sharcs_arguments(tmp_path), eval_dataset={"a": rows}
     )
     assert evaluating.problem == expected
+
+
+@pytest.mark.parametrize("source, threshold", [("training", 0.2), ("evaluation", 0.2), ("agreement", 0.5)])
+def test_the_threshold_that_is_not_given(tiny_tokenizer, tmp_path, source, threshold):
+    trainer = make_sharcs_trainer(tiny_tokenizer, tmp_path, hardness_source=source, hardness_intervals=None)
+    assert trainer.intervals[0] == (threshold, 1.0)
+
+
+def test_backends_that_share_parameters_have_a_sentence(tiny_tokenizer, tmp_path, monkeypatch):
+    trainer = make_sharcs_trainer(tiny_tokenizer, tmp_path)
+    for backend in (DistributedType.DEEPSPEED, DistributedType.FSDP):
+        monkeypatch.setattr(type(trainer.accelerator), "distributed_type", backend)
+        with pytest.raises(ValueError, match=f"does not run under {backend.value} yet.*torchrun"):
+            trainer._check_backend()
 
 
 def test_a_number_is_the_agreement_asked_of_every_narrower_width(tiny_tokenizer, tmp_path):

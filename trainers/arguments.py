@@ -122,12 +122,12 @@ class SharcsTrainingArguments(TrainingArguments):
             "has anything to learn; until then all samples train the widest path, unless train_every_width is set."
         },
     )
-    hardness_intervals: str = field(
-        default="0.2",
+    hardness_intervals: str | None = field(
+        default=None,
         metadata={
             "help": "The scores that each width handles: a YAML file in the published form, or a number t: the "
             "narrowest width takes the scores on the easy side of t. With 'agreement' only lower ends count, and a "
-            "number is that of every narrower width."
+            "number is that of every narrower width. If not given: 0.2, as published; 0.5 with 'agreement'."
         },
     )
     train_every_width: bool = field(
@@ -199,6 +199,11 @@ class SharcsTrainingArguments(TrainingArguments):
             )
         # Trainer's default is True, under which DDP would count the entry and the router twice.
         self.ddp_find_unused_parameters = False
+        if self.train_sampling_strategy == "group_by_length":
+            raise ValueError(
+                "SharcsTrainer plans its own batches, in which train_sampling_strategy='group_by_length' has no "
+                "place; leave it out: padding is trimmed anyway."
+            )
         if self.train_every_width and self.width_batches == "alternating":
             raise ValueError(
                 "train_every_width runs every width in each step; use width_batches='joint' or 'one_per_rank'."

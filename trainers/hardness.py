@@ -371,6 +371,11 @@ class HardnessHistory:
         Raises:
             ValueError: if the file is missing or broken, or is about another training set.
         """
+        if not os.path.isfile(path):
+            raise ValueError(
+                f"There is no hardness history {path}; a checkpoint written with save_only_model has none and cannot "
+                "be continued: load its weights with `from_pretrained` and start anew."
+            )
         try:
             with safe_open(str(path), framework="pt") as stored:
                 tensors = {name: stored.get_tensor(name) for name in ("epochs", "current", "places")}

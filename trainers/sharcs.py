@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import DistributedType
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset
@@ -74,6 +75,8 @@ class SharcsTrainer(StagedCheckpointMixin, Trainer):
         teacher: PreTrainedModel | None = None,
         **kwargs,
     ):
+        if model is None:
+            raise ValueError("SharcsTrainer needs a `model`, whose widths it checks; `model_init` is not enough.")
         widths = getattr(model.config, "width_multipliers", None)
         if widths is None or not hasattr(model, "width_index"):
             raise ValueError(
@@ -98,8 +101,11 @@ class SharcsTrainer(StagedCheckpointMixin, Trainer):
         self.widths = [float(width) for width in widths]
         if not self.label_names or model is model.base_model:
             raise ValueError(f"{type(model).__name__} has no head to train; use one of the `Sharcs…For…` classes.")
+        self._check_backend()
         rows = self.train_dataset if self.train_dataset is not None else self.eval_dataset
         self.problem = find_problem(model, self.label_names, rows)
+        if "SequenceClassification" in type(model).__name__:
+            model.config.problem_type = self.problem  # pipelines go by it
         self.intervals = self._read_intervals(model)
         weights = args.width_loss_weights or [1.0] * len(widths)
         if len(weights) != len(widths):
@@ -123,6 +129,15 @@ class SharcsTrainer(StagedCheckpointMixin, Trainer):
 
     # ---- checks -----------------------------------------------------------------------------------------------------
 
+    def _check_backend(self) -> None:
+        # Processes may have rows of different widths in a step; those that share parameters must not.
+        found = self.accelerator.distributed_type
+        if found in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+            raise ValueError(
+                f"SharcsTrainer does not run under {found.value} yet, where every process must run the same passes; "
+                "start it with torchrun or accelerate's multi-GPU mode (DDP)."
+            )
+
     def _read_intervals(self, model: PreTrainedModel) -> list[tuple[float, float]]:
         highest, entropy = 1.0, self.args.hardness_signal == "entropy"
         if entropy:
@@ -135,6 +150,8 @@ class SharcsTrainer(StagedCheckpointMixin, Trainer):
             else:
                 highest = math.log(model.config.num_labels)
         given = self.args.hardness_intervals
+        if given is None:
+            given = 0.5 if self.args.hardness_source == "agreement" else 0.2
         found = read_intervals(given, self.widths, highest, high_is_hard=entropy)
         if self.args.hardness_source == "agreement" and _is_number(given):
             # What counts as agreement is the same for every narrower width.
@@ -177,6 +194,13 @@ class SharcsTrainer(StagedCheckpointMixin, Trainer):
     def _check_teacher(self, model: PreTrainedModel, teacher: PreTrainedModel) -> None:
         if not self.args.distillation_weight:
             raise ValueError("A teacher is given but `distillation_weight` is 0; set it, for example to 1.")
+        if teacher is model:
+            raise ValueError("The teacher is the student itself; without one, narrow paths learn from the widest.")
+        if teacher.config.vocab_size != model.config.vocab_size:
+            raise ValueError(
+                f"The teacher's vocabulary has {teacher.config.vocab_size} entries, the student's "
+                f"{model.config.vocab_size}; choose a teacher with the same tokenizer."
+            )
         if self.problem != "question_answering" and teacher.config.num_labels != model.config.num_labels:
             raise ValueError(
                 f"The teacher has {teacher.config.num_labels} labels, the student {model.config.num_labels}; choose a "
@@ -191,7 +215,11 @@ class SharcsTrainer(StagedCheckpointMixin, Trainer):
         names = getattr(dataset, "column_names", None) or []
         name = next((name for name in ("labels", "label") if name in names), None)
         labels = dataset[name] if name else [label_of(dataset[index]) for index in range(len(dataset))]
-        return float(np.std(np.asarray(labels, dtype=np.float64))) or 1.0
+        labels = np.asarray(labels, dtype=np.float64)
+        if not np.isfinite(labels).all():
+            row = int((~np.isfinite(labels)).reshape(len(labels), -1).any(axis=1).argmax())
+            raise ValueError(f"The label of training row {row} is {labels[row]}; mend or drop the row.")
+        return float(np.std(labels)) or 1.0
 
     # ---- data -------------------------------------------------------------------------------------------------------
 

@@ -156,7 +156,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     results: dict[str, Any] = {}
     if model_arguments.sharcs:
         if "train" in windows:
-            calibrate(trainer, windows["train"].select(range(min(500, len(windows["train"])))), "training")
+            # Not the first ones, which are about few articles.
+            rows = windows["train"].shuffle(seed=training_arguments.seed)
+            calibrate(trainer, rows.select(range(min(500, len(rows)))), "training")
         save(trainer, options)
     elif not model_arguments.evaluate_only:
         trainer.save_model()

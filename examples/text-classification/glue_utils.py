@@ -31,7 +31,14 @@ import evaluate
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset, load_from_disk
 from datasets.fingerprint import Hasher
-from transformers import EvalPrediction, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    DataCollatorWithPadding,
+    EvalPrediction,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    Trainer,
+    default_data_collator,
+)
 from transformers.utils import logging
 
 
@@ -50,10 +57,12 @@ __all__ = [
     "is_regression",
     "load_task_datasets",
     "main_metric",
+    "make_collator",
     "match_labels",
     "preprocess",
     "set_model_labels",
     "write_glue_submission",
+    "write_test_predictions",
 ]
 
 logger = logging.get_logger(__name__)
@@ -1175,3 +1184,29 @@ def write_glue_submission(
             )
         words = [written.get(names[number], names[number]) for number in classes.tolist()]
     write_text_atomically(path, ["index\tprediction\n", *(f"{index}\t{word}\n" for index, word in enumerate(words))])
+
+
+def make_collator(tokenizer: PreTrainedTokenizerBase, data: DataArguments, half_precision: bool):
+    """Pads each batch to its longest row, unless the rows are padded already."""
+    if data.pad_to_max_length:
+        return default_data_collator
+    return DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8 if half_precision else None)
+
+
+def write_test_predictions(
+    trainer: Trainer, splits: DatasetDict, data: DataArguments, names: Sequence[str] | None, output: Path
+) -> None:
+    """Predicts the test splits into `output`; GLUE tasks in the form and under the names that the server takes."""
+    for split in [name for name in splits if name.startswith("test")]:
+        rows = splits[split].remove_columns([name for name in ("label",) if name in splits[split].column_names])
+        logits = trainer.predict(rows, metric_key_prefix=split).predictions
+        logits = logits[0] if isinstance(logits, tuple) else logits
+        found = logits.squeeze(-1) if names is None else logits.argmax(-1)
+        if not trainer.is_world_process_zero():
+            continue
+        if data.task is not None:
+            write_glue_submission(output / data.task.submission_file(split), data.task_name, found, names)
+        else:
+            words = [f"{float(value):.4f}" if names is None else names[int(value)] for value in found]
+            lines = [f"{index}\t{word}\n" for index, word in enumerate(words)]
+            write_text_atomically(output / f"predictions_{split}.tsv", ["index\tprediction\n", *lines])

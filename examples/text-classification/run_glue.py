@@ -41,11 +41,12 @@ from glue_utils import (  # noqa: E402
     get_label_names,
     glue_compute_metrics,
     load_task_datasets,
+    make_collator,
     match_labels,
     preprocess,
     set_model_labels,
+    write_test_predictions,
 )
-from run_glue_sharcs import make_collator, predict  # noqa: E402
 from sharcs_utils import longest_input, train  # noqa: E402
 from trainers import DistillationTrainer, DistillationTrainingArguments  # noqa: E402
 
@@ -208,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, temporary)
             temporary.replace(output / f"predictions{suffix}.safetensors")
     if training_arguments.do_predict:
-        predict(trainer, splits, data_arguments, ordered, output)
+        write_test_predictions(trainer, splits, data_arguments, ordered, output)
     return results
 
 

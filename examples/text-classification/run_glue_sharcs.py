@@ -25,9 +25,6 @@ from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    DataCollatorWithPadding,
-    PreTrainedTokenizerBase,
-    default_data_collator,
     set_seed,
 )
 from transformers.utils import logging
@@ -42,10 +39,11 @@ from glue_utils import (  # noqa: E402
     glue_compute_metrics,
     load_task_datasets,
     main_metric,
+    make_collator,
     match_labels,
     preprocess,
     set_model_labels,
-    write_glue_submission,
+    write_test_predictions,
 )
 from modeling_sharcs import SharcsForSequenceClassification  # noqa: E402
 from sharcs_utils import (  # noqa: E402
@@ -126,12 +124,6 @@ def write_predictions(path: Path, rows, trainer: SharcsTrainer, predictions: Wid
     write_text_atomically(path, table.getvalue())
 
 
-def make_collator(tokenizer: PreTrainedTokenizerBase, data: DataArguments, half_precision: bool):
-    if data.pad_to_max_length:
-        return default_data_collator
-    return DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8 if half_precision else None)
-
-
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     model_arguments, options, data_arguments, training_arguments = parse_arguments(
         (ModelArguments, SharcsOptions, DataArguments, SharcsTrainingArguments),
@@ -154,9 +146,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     if data_arguments.max_seq_length > longest:
         logger.warning(f"max_seq_length={data_arguments.max_seq_length} is more than the model takes: {longest}.")
         data_arguments.max_seq_length = longest
-    with training_arguments.main_process_first(desc="tokenizing data"):
-        splits = preprocess(raw, tokenizer, data_arguments, config=model.config, new_labels=True)
     ordered = None if names is None else [model.config.id2label[index] for index in range(model.config.num_labels)]
+    with training_arguments.main_process_first(desc="tokenizing data"):
+        splits = preprocess(raw, tokenizer, data_arguments, ordered, config=model.config, new_labels=True)
     metric = main_metric(data_arguments.task_name, names is None)
     teacher = None
     if model_arguments.teacher_name_or_path is not None:
@@ -187,12 +179,14 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     calibration = splits.get("calibration")
     if calibration is not None:
         calibrate(trainer, calibration, "held-out")
-    elif "train" in splits:
+    elif "train" in splits and not (model_arguments.evaluate_only and model.config.calibration is not None):
         logger.warning(
             "Prices are calibrated on training rows, which the router knows; budgets will be met less exactly than "
             "with --calibration_split_percentage 5."
         )
-        calibrate(trainer, splits["train"].select(range(min(2000, len(splits["train"])))), "training")
+        # Not the first ones: files may be sorted.
+        rows = splits["train"].shuffle(seed=training_arguments.seed)
+        calibrate(trainer, rows.select(range(min(2000, len(rows)))), "training")
     save(trainer, options)
     for name in ("validation", "validation_mismatched"):
         if name in splits:
@@ -202,25 +196,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             if model_arguments.save_predictions and trainer.is_world_process_zero():
                 write_predictions(output / f"predictions{suffix}.tsv", raw[name], trainer, predictions, ordered)
     if training_arguments.do_predict:
-        predict(trainer, splits, data_arguments, ordered, output)
+        write_test_predictions(trainer, splits, data_arguments, ordered, output)
     return results
-
-
-def predict(trainer: SharcsTrainer, splits, data: DataArguments, names, output: Path) -> None:
-    """Predictions of the test splits, routed at the model's price; of GLUE tasks in the format of submissions."""
-    for split in [name for name in splits if name.startswith("test")]:
-        rows = splits[split].remove_columns([name for name in ("label",) if name in splits[split].column_names])
-        logits = trainer.predict(rows, metric_key_prefix=split).predictions
-        logits = logits[0] if isinstance(logits, tuple) else logits
-        found = logits.squeeze(-1) if names is None else logits.argmax(-1)
-        if not trainer.is_world_process_zero():
-            continue
-        if data.task is not None:
-            write_glue_submission(output / data.task.submission_file(split), data.task_name, found, names)
-        else:
-            words = [f"{float(value):.4f}" if names is None else names[int(value)] for value in found]
-            lines = [f"{index}\t{word}\n" for index, word in enumerate(words)]
-            write_text_atomically(output / f"predictions_{split}.tsv", ["index\tprediction\n", *lines])
 
 
 if __name__ == "__main__":
