@@ -206,7 +206,9 @@ def main(arguments: Sequence[str] | None = None) -> dict:
     print(f"{len(splits['train']):,} training sequences of at most 64 tokens, {len(tokenizer):,} word pieces")
     print("for example:", tokenizer.decode(splits["train"][0]["input_ids"], skip_special_tokens=True)[:150], "…")
 
-    heading("2. One supernet: the largest, the smallest and a random subnet learn in every step")
+    heading(
+        "2. One supernet: first its largest network learns, then the largest, the smallest and a random one together"
+    )
     trainer = train_supernet(arguments, folder, splits, tokenizer)
     supernet = trainer.model.eval()
 

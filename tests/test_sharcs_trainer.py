@@ -1083,3 +1083,12 @@ def test_a_number_is_the_agreement_asked_of_every_narrower_width(tiny_tokenizer,
     options = {"hardness_intervals": "0.4", "hardness_source": "agreement"}
     trainer = make_sharcs_trainer(tiny_tokenizer, tmp_path, model=model, **options)
     assert trainer.intervals == [(0.4, 1.0), (0.4, 1.0), (0.0, 1.0)]
+
+
+def test_floating_point_operations_are_those_of_each_row_at_its_width(tiny_tokenizer, tmp_path):
+    trainer = make_sharcs_trainer(tiny_tokenizer, tmp_path)
+    trainer.train()
+    narrow, wide = (trainer.model.count_flops(9, width) for width in (0.25, 1.0))
+    batch = {"input_ids": torch.ones(3, 9), "routing": {"width_index": torch.tensor([1, 0, 1])}}
+    assert trainer.floating_point_ops(batch) == 3 * (narrow + 2 * wide)
+    assert trainer.state.total_flos > 0

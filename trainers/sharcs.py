@@ -415,7 +415,8 @@ class SharcsTrainer(StagedCheckpointMixin, Trainer):
         model.train()
         if hasattr(self.optimizer, "train") and callable(self.optimizer.train):
             self.optimizer.train()
-        routing = inputs.pop("routing")
+        routing = inputs["routing"]
+        inputs = {name: value for name, value in inputs.items() if name != "routing"}
         passes = []
         wide: dict[tuple[int, ...], Any] = {}
         # The widest first: narrower paths may learn from it, and the last pass, whose gradients are reduced across
@@ -518,8 +519,13 @@ class SharcsTrainer(StagedCheckpointMixin, Trainer):
         return widest
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        # A step's rows run at several widths; the batch no longer says which.
-        return 0
+        """Forward and twice as much backward of every row at its width; padding counts."""
+        reference = inputs.get("input_ids", inputs.get("inputs_embeds"))
+        if reference is None or "routing" not in inputs:
+            return 0
+        model, tokens = self.accelerator.unwrap_model(self.model), reference.shape[1]
+        widths = [self.widths[index] for index in inputs["routing"]["width_index"].tolist()]
+        return int(3 * sum(model.count_flops(tokens, width) for width in widths))
 
     # ---- logging, checkpoints ---------------------------------------------------------------------------------------
 

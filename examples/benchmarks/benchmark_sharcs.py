@@ -57,7 +57,7 @@ class BenchmarkArguments:
         default_factory=lambda: [0.75, 0.5], metadata={"help": "Shares of full FLOPs that the router is set to."}
     )
     rows: int = field(default=256, metadata={"help": "Rows to time on; each batch size cuts them its own way."})
-    rounds: int = field(default=10, metadata={"help": "Rounds that count."})
+    rounds: int = field(default=10, metadata={"help": "Rounds that count, at least 5."})
     warmup_rounds: int = field(default=2, metadata={"help": "Rounds before that."})
     dtype: str = field(
         default="float32",

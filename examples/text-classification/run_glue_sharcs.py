@@ -2,8 +2,7 @@
 # Copyright 2026 The elastic-encoders authors.
 # Licensed under the Apache License, Version 2.0; see the LICENSE file.
 """
-Trains a sample-routed encoder (SHARCS) on a GLUE task or own files, calibrates it, and measures what each amount of
-compute buys.
+Trains a sample-routed encoder (SHARCS) on a GLUE task or own files, and measures what each amount of compute buys.
 
     python run_glue_sharcs.py configs/sharcs_mnli.yaml --output_dir runs/sharcs-mnli
     python run_glue_sharcs.py --model_name_or_path google-bert/bert-base-uncased --task_name sst2 --data_dir GLUE \
