@@ -11,7 +11,7 @@ import string
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
@@ -30,6 +30,7 @@ from transformers import BertTokenizer, HfArgumentParser, PreTrainedModel
 
 __all__ = [
     "parse_arguments",
+    "read_lines",
     "run_script",
     "show_progress_messages",
     "start_positions_as_sinusoids",
@@ -162,6 +163,28 @@ def write_text_atomically(path: str | os.PathLike, text: str | Iterable[str]) ->
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """
+    Yields the lines of a UTF-8 file, line ends included, a byte order mark excluded.
+
+    Raises:
+        ValueError: The file is not UTF-8; the message holds the place of the first byte that is not.
+    """
+    offset = 0
+    with open(path, "rb") as file:
+        for line in file:
+            try:
+                text = line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                place = offset + error.start
+                raise ValueError(
+                    f"The file {str(path)!r} is not UTF-8 text: the byte 0x{line[error.start]:02x} at offset {place} "
+                    "cannot be decoded. Convert it first, for example with `iconv -f WINDOWS-1252 -t UTF-8`."
+                ) from error
+            yield text.removeprefix("\ufeff") if offset == 0 else text
+            offset += len(line)
 
 
 def _count_characters(texts: Iterable[str], normalizer: BertNormalizer, limit: int) -> tuple[list[str], list[str]]:

@@ -49,6 +49,7 @@ from transformers.utils import logging
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from example_utils import (
     parse_arguments,
+    read_lines,
     run_script,  # noqa: E402
     show_progress_messages,
     train_wordpiece_tokenizer,
@@ -211,28 +212,6 @@ def find_files(patterns: Sequence[str]) -> list[Path]:
                 raise ValueError(f"The file {str(file)!r} is empty; remove it from the input.")
             found[file.resolve()] = None
     return list(found)
-
-
-def read_lines(path: Path) -> Iterator[str]:
-    """
-    Yields the lines of a UTF-8 file, line ends included, a byte order mark excluded.
-
-    Raises:
-        ValueError: The file is not UTF-8; the message holds the place of the first byte that is not.
-    """
-    offset = 0
-    with open(path, "rb") as file:
-        for line in file:
-            try:
-                text = line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                place = offset + error.start
-                raise ValueError(
-                    f"The file {str(path)!r} is not UTF-8 text: the byte 0x{line[error.start]:02x} at offset {place} "
-                    "cannot be decoded. Convert it first, for example with `iconv -f WINDOWS-1252 -t UTF-8`."
-                ) from error
-            yield text.removeprefix("\ufeff") if offset == 0 else text
-            offset += len(line)
 
 
 def read_documents(path: Path, document_unit: str, text_column: str) -> Iterator[Iterable[str]]:

@@ -44,7 +44,7 @@ from transformers.utils import logging
 
 # The helpers are one folder up; example scripts are run from anywhere and are not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from example_utils import write_text_atomically  # noqa: E402
+from example_utils import read_lines, write_text_atomically  # noqa: E402
 
 
 __all__ = [
@@ -378,23 +378,6 @@ def find_task_files(data_dir: str | os.PathLike, task_name: str) -> dict[str, Pa
     )
 
 
-def _read_lines(path: Path) -> Iterator[str]:
-    """Yields the lines of a UTF-8 file, line ends included, a byte order mark excluded."""
-    offset = 0
-    with open(path, "rb") as file:
-        for line in file:
-            try:
-                text = line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                place = offset + error.start
-                raise ValueError(
-                    f"The file {str(path)!r} is not UTF-8 text: the byte 0x{line[error.start]:02x} at offset {place} "
-                    "cannot be decoded. Convert it first, for example with `iconv -f WINDOWS-1252 -t UTF-8`."
-                ) from error
-            yield text.removeprefix("\ufeff") if offset == 0 else text
-            offset += len(line)
-
-
 def _read_table(path: Path, task: GlueTask | None, is_test: bool) -> _Rows:
     """
     Reads a .tsv file, in which quotes are ordinary characters, or a .csv file.
@@ -405,12 +388,10 @@ def _read_table(path: Path, task: GlueTask | None, is_test: bool) -> _Rows:
     place = repr(str(path))
     if path.suffix == ".csv":
         csv.field_size_limit(2**31 - 1)  # The default of 131,072 characters is less than a long article.
-        reader = csv.reader(_read_lines(path))
+        reader = csv.reader(read_lines(path))
         numbered: Iterator[tuple[int, list[str]]] = ((reader.line_num, row) for row in reader)
     else:
-        numbered = (
-            (number, line.rstrip("\r\n").split("\t")) for number, line in enumerate(_read_lines(path), start=1)
-        )
+        numbered = ((number, line.rstrip("\r\n").split("\t")) for number, line in enumerate(read_lines(path), start=1))
     header: list[str] | None = None
     numbers: list[int] = []
     rows: list[list[str]] = []
@@ -464,7 +445,7 @@ def _count_rows(count: int) -> str:
 def _read_json(path: Path) -> _Rows:
     """Reads one JSON object a line, or one array of objects."""
     place = repr(str(path))
-    lines = [(number, line) for number, line in enumerate(_read_lines(path), start=1) if line.strip()]
+    lines = [(number, line) for number, line in enumerate(read_lines(path), start=1) if line.strip()]
     if not lines:
         raise ValueError(f"The file {place} is empty.")
     unit, number = "line", lines[0][0]

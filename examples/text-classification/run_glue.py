@@ -145,7 +145,7 @@ def load_teacher(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase, 
             f"{arguments.model_name_or_path!r} does not have; choose a teacher or a student of the other's family."
         )
     loading = {"attn_implementation": arguments.attn_implementation} if arguments.attn_implementation else {}
-    teacher = AutoModelForSequenceClassification.from_pretrained(name, **loading)
+    teacher = AutoModelForSequenceClassification.from_pretrained(name, dtype=torch.float32, **loading)
     if names is not None:
         set_model_labels(teacher.config, names)  # It may write the same names in another way.
     return teacher
