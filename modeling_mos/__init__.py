@@ -33,6 +33,7 @@ from .modeling_mos_subnet import (
     MosSubnetModel,
     MosSubnetPreTrainedModel,
 )
+from .search import EvolutionarySearch, MaskedLMObjective, SearchConstraints, SearchResult, TaskObjective, name_front
 
 
 _HEADS = {
@@ -51,6 +52,8 @@ for _auto_class, _model_classes in _HEADS.items():
 
 __all__ = [
     "Architecture",
+    "EvolutionarySearch",
+    "MaskedLMObjective",
     "MosConfig",
     "MosForMaskedLM",
     "MosForQuestionAnswering",
@@ -65,5 +68,9 @@ __all__ = [
     "MosSubnetForTokenClassification",
     "MosSubnetModel",
     "MosSubnetPreTrainedModel",
+    "SearchConstraints",
+    "SearchResult",
     "SearchSpace",
+    "TaskObjective",
+    "name_front",
 ]

@@ -495,25 +495,38 @@ class MosPreTrainedModel(PreTrainedModel):
         """
         return self.flop_cost(sequence_length)(self._architecture(architecture))
 
+    def published_size_cost(self) -> CostTable:
+        """[`~MosPreTrainedModel.published_size`] as a table that adds up along the layers."""
+        config, space, stream = self.config, self.search_space, self.config.hidden_size
+        embedded = config.vocab_size + config.max_position_embeddings + config.type_vocab_size
+
+        def layer(width: int, intermediate: int, heads: int) -> int:
+            return 4 * (width * width + width) + 2 * width * intermediate + intermediate + width + 4 * width
+
+        if not space.bottleneck:
+            return CostTable.tabulate(
+                "published size",
+                space,
+                entry=lambda width: (embedded + 2) * width,
+                layer=layer,
+                transition=lambda width, following: 0,
+                exit=lambda width: width * width + 3 * width,
+            )
+        return CostTable.tabulate(
+            "published size",
+            space,
+            entry=lambda width: (embedded + 2) * stream + stream * width + width,
+            layer=layer,
+            transition=lambda width, following: width * following + following,
+            exit=lambda width: width * stream + stream + stream * stream + stream + 2 * width,
+        )
+
     def published_size(self, architecture: Architecture | None = None) -> int:
         """
         The size that the published constraints and tables use: no vocabulary bias, the masked-LM head's norm counted
         at the last layer's width, whatever the head of this model is.
         """
-        architecture = self._architecture(architecture)
-        config, stream = self.config, self.config.hidden_size
-        last = architecture.hidden_sizes[-1]
-        size = (config.vocab_size + config.max_position_embeddings + config.type_vocab_size) * stream + 2 * stream
-        for width, intermediate, _ in architecture.layers:
-            size += 4 * (width * width + width) + 2 * width * intermediate + intermediate + width + 4 * width
-        if not self.search_space.bottleneck:
-            embedded = config.vocab_size + config.max_position_embeddings + config.type_vocab_size + 2
-            return size + embedded * (last - stream) + last * last + 3 * last
-        previous = stream
-        for width in architecture.hidden_sizes:
-            size += previous * width + width
-            previous = width
-        return size + last * stream + stream + stream * stream + stream + 2 * last
+        return self.published_size_cost()(self._architecture(architecture))
 
     def sample_architectures(
         self,

@@ -63,6 +63,36 @@ def test_joint_steps_are_full_and_hold_their_part_of_every_bucket(sizes, num_ste
             assert abs(reached - size * step / num_steps) <= len(sizes)
 
 
+@each_order
+@pytest.mark.parametrize("sizes", [(100, 300), (0, 400), (60, 200, 50, 490)], ids=str)
+def test_steps_grouped_by_length(sizes, alternating):
+    members = buckets_of(sizes)
+    lengths = torch.randint(1, 100, (sum(sizes),), generator=torch.Generator().manual_seed(0)).tolist()
+    plans = {
+        name: plan_epoch(members, 40, seed=3, epoch=2, alternating=alternating, lengths=given)
+        for name, given in (("random", None), ("grouped", lengths))
+    }
+    for index in range(len(sizes)):
+        assert sorted(rows_of(plans["grouped"], index)) == members[:, index].nonzero()[:, 0].tolist()
+
+    def padded(plan) -> int:
+        return sum(max(lengths[row] for row in rows) * len(rows) for step in plan for rows in step.values())
+
+    assert padded(plans["grouped"]) < 0.9 * padded(plans["random"])
+    # Neither from long to short nor from short to long.
+    longest = [max(lengths[row] for rows in step.values() for row in rows) for step in plans["grouped"]]
+    assert longest != sorted(longest) and longest != sorted(longest, reverse=True)
+    again = plan_epoch(members, 40, seed=3, epoch=2, alternating=alternating, lengths=lengths)
+    assert again == plans["grouped"] != plan_epoch(members, 40, 3, 3, alternating=alternating, lengths=lengths)
+
+
+def test_grouped_steps_of_every_width_hold_the_same_rows():
+    lengths = list(range(1, 25))
+    plan = plan_epoch(torch.ones(24, 2).bool(), 6, seed=0, epoch=0, lengths=lengths)
+    assert all(step[0] == step[1] for step in plan)
+    assert sorted(rows_of(plan, 0)) == list(range(24))
+
+
 def test_as_many_steps_as_samples():
     """Single rows, as in batches of one that are accumulated: no step is without rows."""
     for sizes in ((5, 5), (3, 7), (4, 3, 3)):

@@ -424,6 +424,22 @@ def test_before_targets_a_run_is_ordinary_fine_tuning(tiny_tokenizer, tmp_path):
     assert largest_change({name: after[name] for name in untouched}, {n: weights_of(routed)[n] for n in untouched}) > 0
 
 
+def test_steps_grouped_by_length(tiny_tokenizer, tmp_path):
+    trainer = make_sharcs_trainer(tiny_tokenizer, tmp_path, rows=60, train_sampling_strategy="group_by_length")
+    lengths = [len(row["input_ids"]) for row in trainer.train_dataset]
+    assert len(set(lengths)) > 3
+
+    def padding(trainer) -> int:
+        trainer.get_train_dataloader()
+        trainer._begin_epoch(0)
+        rows = [[lengths[row] for rows in step.values() for row in rows] for step in trainer._sampler.plan]
+        return sum(max(row) * len(row) - sum(row) for row in rows)
+
+    usual = make_sharcs_trainer(tiny_tokenizer, tmp_path, rows=60)
+    assert padding(trainer) < padding(usual) / 2
+    trainer.train()
+
+
 def steps_of(trainer, every: bool = False) -> list[dict]:
     """The batches of an epoch in which each width has half of the rows, or all."""
     loader = trainer.get_train_dataloader()
@@ -978,7 +994,7 @@ def test_curve_files(tmp_path):
             "train_every_width runs every width in each step",
         ),
         ({"ddp_find_unused_parameters": True}, "leave out ddp_find_unused_parameters"),
-        ({"train_sampling_strategy": "group_by_length"}, "'group_by_length' has no place; leave it out"),
+        ({"train_sampling_strategy": "sequential"}, "is 'random' or 'group_by_length', not 'sequential'"),
         # Of the trainer, which knows model and data.
         ({"width_loss_weights": [1.0]}, r"has 1 entries for the 2 widths \[0.25, 1.0\]"),
         (

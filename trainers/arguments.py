@@ -199,10 +199,10 @@ class SharcsTrainingArguments(TrainingArguments):
             )
         # Trainer's default is True, under which DDP would count the entry and the router twice.
         self.ddp_find_unused_parameters = False
-        if self.train_sampling_strategy == "group_by_length":
+        if self.train_sampling_strategy not in ("random", "group_by_length"):
             raise ValueError(
-                "SharcsTrainer plans its own batches, in which train_sampling_strategy='group_by_length' has no "
-                "place; leave it out: padding is trimmed anyway."
+                "SharcsTrainer plans its own batches: train_sampling_strategy is 'random' or 'group_by_length', not "
+                f"{self.train_sampling_strategy!r}."
             )
         if self.train_every_width and self.width_batches == "alternating":
             raise ValueError(

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import Dataset, Sampler
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ def plan_epoch(
     epoch: int,
     repeat_smaller_buckets: bool = False,
     alternating: bool = False,
+    lengths: Sequence[int] | None = None,
 ) -> list[Step]:
     """
     Distributes an epoch's samples over a fixed number of steps.
@@ -63,11 +65,25 @@ def plan_epoch(
         alternating (`bool`, *optional*, defaults to `False`):
             Steps of one width only, taking turns, as the published code trains on one device; by default every step
             holds its part of every bucket.
+        lengths (`Sequence[int]`, *optional*):
+            Tokens of each sample: steps hold samples of about the same length then, and take turns in random order.
 
     Returns:
         `list[dict[int, list[int]]]`: for each step, the sample indices of each width index, the widest first.
     """
-    order = torch.randperm(len(members), generator=torch.Generator().manual_seed(_mix(seed, epoch, 0)))
+    generator = torch.Generator().manual_seed(_mix(seed, epoch, 0))
+    if lengths is not None:
+        batch_size = -(-len(members) // num_steps)
+        order = torch.tensor(get_length_grouped_indices(lengths, batch_size, generator=generator))
+        steps = _fill_steps(order, members, num_steps, repeat_smaller_buckets, alternating)
+        return [steps[place] for place in torch.randperm(len(steps), generator=generator).tolist()]
+    order = torch.randperm(len(members), generator=generator)
+    return _fill_steps(order, members, num_steps, repeat_smaller_buckets, alternating)
+
+
+def _fill_steps(
+    order: torch.Tensor, members: torch.Tensor, num_steps: int, repeat_smaller_buckets: bool, alternating: bool
+) -> list[Step]:
     buckets = {index: order[members[order, index]] for index in reversed(range(members.shape[1]))}
     buckets = {index: bucket for index, bucket in buckets.items() if len(bucket)}
     if repeat_smaller_buckets:

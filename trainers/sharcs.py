@@ -120,6 +120,7 @@ class SharcsTrainer(StagedCheckpointMixin, Trainer):
             self.teacher = self.accelerator.prepare_model(teacher.requires_grad_(False).eval(), evaluation_mode=True)
         self.history: HardnessHistory | None = None
         self._sampler: RoutedBatchSampler | None = None
+        self._lengths: list[int] | None = None
         self._targets: torch.Tensor | None = None
         self._buckets: torch.Tensor | None = None
         self._unrecorded: list[tuple[torch.Tensor, ...]] = []
@@ -237,6 +238,7 @@ class SharcsTrainer(StagedCheckpointMixin, Trainer):
             args.world_size,
             width_per_rank=args.width_batches == "one_per_rank",
         )
+        self._lengths = self._count_tokens(dataset) if args.train_sampling_strategy == "group_by_length" else None
         scores = len(self.widths) if args.hardness_source == "agreement" else 1
         self.history = HardnessHistory(len(dataset), scores)
         self._unrecorded.clear()
@@ -252,6 +254,14 @@ class SharcsTrainer(StagedCheckpointMixin, Trainer):
                 seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index
             ),
         )
+
+    def _count_tokens(self, dataset) -> list[int]:
+        """Of each sample, from the column of lengths where there is one."""
+        names = getattr(self.train_dataset, "column_names", None) or []
+        if self.args.length_column_name in names:
+            return list(self.train_dataset[self.args.length_column_name])
+        rows = dataset["input_ids"] if "input_ids" in names else (row["input_ids"] for row in dataset)
+        return [len(row) for row in rows]
 
     def _model_columns(self, dataset, description: str):
         return self._remove_unused_columns(dataset, description) if hasattr(dataset, "column_names") else dataset
@@ -288,6 +298,7 @@ class SharcsTrainer(StagedCheckpointMixin, Trainer):
             epoch,
             args.repeat_smaller_buckets,
             alternating=args.width_batches == "alternating",
+            lengths=self._lengths,
         )
         if self._targets is not None:
             self._let_router_choose()
