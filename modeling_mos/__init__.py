@@ -14,9 +14,10 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
-from .architecture import Architecture, SearchSpace
+from .architecture import Architecture, CostTable, SearchSpace
 from .configuration_mos import MosConfig
 from .configuration_mos_subnet import MosSubnetConfig
+from .latency import load_latency, measure_architectures, measure_latency, save_latency
 from .modeling_mos import (
     MosForMaskedLM,
     MosForQuestionAnswering,
@@ -52,6 +53,7 @@ for _auto_class, _model_classes in _HEADS.items():
 
 __all__ = [
     "Architecture",
+    "CostTable",
     "EvolutionarySearch",
     "MaskedLMObjective",
     "MosConfig",
@@ -72,5 +74,9 @@ __all__ = [
     "SearchResult",
     "SearchSpace",
     "TaskObjective",
+    "load_latency",
+    "measure_architectures",
+    "measure_latency",
     "name_front",
+    "save_latency",
 ]

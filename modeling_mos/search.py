@@ -553,7 +553,12 @@ class EvolutionarySearch:
                     f"than {self.EXHAUSTIVE:,}; leave `exhaustive` out, or narrow the search space."
                 )
             return self._sample(self.space.num_architectures, "all")
-        return self._sample(self.population_size, "population")
+        population = self._sample(self.population_size, "population")
+        if self.trade_off is not None and len(population) == self.population_size:
+            # The ends of the front, which chance hardly ever draws.
+            ends = [found for found in (self.space.smallest(), self.space.largest()) if self._is_inside(found)]
+            population = list(dict.fromkeys([*ends, *population]))[: self.population_size]
+        return population
 
     def _sample(self, count: int, purpose: str) -> list[Architecture]:
         """Different architectures inside the limits; all of them where there are no more than `count`."""
@@ -568,6 +573,9 @@ class EvolutionarySearch:
             found[self.space.sample(generator)] = None
         return list(found)
 
+    def _is_inside(self, architecture: Architecture) -> bool:
+        return all(limit.holds(architecture) for limit in self.limits)
+
     def _offspring(self, parents: list[Architecture], round_index: int) -> list[Architecture]:
         """Mutants, then children, that are inside the limits and not in the population yet."""
         generator = random.Random(f"{self.seed}/{round_index}")
@@ -580,7 +588,7 @@ class EvolutionarySearch:
                 if len(taken) >= wanted:
                     return
                 made = make()
-                if made not in taken and all(limit.holds(made) for limit in self.limits):
+                if made not in taken and self._is_inside(made):
                     taken[made] = None
 
         def make_mutant() -> Architecture:
@@ -820,37 +828,37 @@ class _Journal:
     def _open(self, identity: dict[str, Any]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
-        whole = 0
+        if lines and not lines[-1].endswith(b"\n"):
+            logger.warning(f"The last line of {str(self.path)!r} is cut; that evaluation is made again.")
+            lines.pop()
         for number, line in enumerate(lines, start=1):
-            if number == len(lines) and not line.endswith(b"\n"):
-                logger.warning(f"The last line of {str(self.path)!r} is cut; that evaluation is made again.")
-                break
             try:
-                self._read(json.loads(line), number, identity)
-            except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+                record = json.loads(line)
+                if number == 1:
+                    differing = [name for name, value in identity.items() if record[name] != value]
+                else:
+                    self._read(record)
+            except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(
                     f"Line {number} of {str(self.path)!r} is not a result of a search ({error}); restore the file, or "
                     "choose another output folder."
                 ) from None
-            whole += len(line)
+            if differing:
+                name = differing[0]
+                raise ValueError(
+                    f"{str(self.path)!r} holds the results of another search: its {name} is {record[name]!r}, this "
+                    f"search's is {identity[name]!r}. Choose another output folder, or delete the file."
+                )
         self._file = open(self.path, "ab")
-        self._file.truncate(whole)
-        if whole == 0:
+        self._file.truncate(sum(map(len, lines)))
+        if not lines:
             self._write(identity)
 
-    def _read(self, record: dict[str, Any], number: int, identity: dict[str, Any]) -> None:
-        if number == 1:
-            for name, value in identity.items():
-                if record[name] != value:
-                    raise ValueError(
-                        f"{str(self.path)!r} holds the results of another search: its {name} is {record[name]!r}, "
-                        f"this search's is {value!r}. Choose another output folder, or delete the file."
-                    )
-            return
+    def _read(self, record: dict[str, Any]) -> None:
         candidate, rows = Architecture.from_dict(record["architecture"]), np.array(record["contributions"])
         known = self.contributions.get(candidate)
         if record["start"] != (0 if known is None else len(known)) or rows.ndim != 2:
-            raise TypeError(f"its rows begin at {record['start']}, not where those before it ended")
+            raise ValueError(f"its rows begin at {record['start']}, not where those before it ended")
         self.contributions[candidate] = rows if known is None else np.concatenate([known, rows])
 
     def append(self, candidate: Architecture, start: int, rows: np.ndarray) -> None:
