@@ -637,9 +637,12 @@ class SharcsTrainer(StagedCheckpointMixin, Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def routing_metrics(self, predictions: WidthPredictions) -> dict[str, float]:
-        """The metrics of [`~SharcsTrainer.evaluate`] without a prefix, from predictions that are already there."""
-        chosen = self.chosen_widths(predictions)
+    def routing_metrics(self, predictions: WidthPredictions, price: float | None = None) -> dict[str, float]:
+        """
+        The metrics of [`~SharcsTrainer.evaluate`] without a prefix, from predictions that are already there; at
+        another price than the model's, if one is given.
+        """
+        chosen = self.chosen_widths(predictions, price)
         metrics = self._metrics_at(predictions, chosen)
         for index, width in enumerate(self.widths):
             alone = self._metrics_at(predictions, torch.full_like(chosen, index))
@@ -658,9 +661,12 @@ class SharcsTrainer(StagedCheckpointMixin, Trainer):
                 metrics[f"router_auc_{width:g}"] = area
         return metrics
 
-    def chosen_widths(self, predictions: WidthPredictions) -> torch.Tensor:
-        """Index of the width that routed inference takes for each row at the model's price, of shape `(rows,)`."""
-        price = self._encoder.config.router_price
+    def chosen_widths(self, predictions: WidthPredictions, price: float | None = None) -> torch.Tensor:
+        """
+        Index of the width that routed inference takes for each row at the model's price, or at another one, of shape
+        `(rows,)`.
+        """
+        price = self._encoder.config.router_price if price is None else price
         scores = torch.from_numpy(predictions.router_logits)
         if price is None:  # nobody has taught the router yet
             return torch.full((len(scores),), len(self.widths) - 1)
