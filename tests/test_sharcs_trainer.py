@@ -1029,7 +1029,17 @@ def test_models_and_data_that_make_no_sense_have_a_sentence(tiny_tokenizer, tmp_
     distilling = {"distillation_weight": 1.0}
     refuse("The teacher has 2 labels, the student 3; choose", teacher=two, arguments=distilling)
     student = make_sharcs(tiny_tokenizer)
-    refuse("The teacher is the student itself", student, teacher=student, arguments=distilling)
+    refuse("Teacher and student share weights, sharcs.embedd", student, teacher=student, arguments=distilling)
+    tagger = make_bert(tiny_tokenizer, "token-classification")
+    refuse("The teacher is a BertForTokenClassification, the student a", teacher=tagger, arguments=distilling)
+    names = {"id2label": dict(enumerate("abc")), "label2id": {name: index for index, name in enumerate("abc")}}
+    turned = {"id2label": dict(enumerate("bca")), "label2id": {name: index for index, name in enumerate("bca")}}
+    refuse(
+        r"The teacher's labels are \['b', 'c', 'a'\], the student's \['a', 'b', 'c'\]: give the student the teacher's",
+        make_sharcs(tiny_tokenizer, **names),
+        teacher=make_bert(tiny_tokenizer, "sequence-classification", **turned),
+        arguments=distilling,
+    )
     small = make_bert(tiny_tokenizer, "sequence-classification", vocab_size=50)
     refuse("The teacher's vocabulary has 50 entries, the student's 120; choose", teacher=small, arguments=distilling)
     broken = make_labelled(tiny_tokenizer, "regression")

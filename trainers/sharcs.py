@@ -24,6 +24,7 @@ from modeling_sharcs.modeling_sharcs import choose_widths
 
 from .arguments import SharcsTrainingArguments
 from .checkpoints import StagedCheckpointMixin
+from .components import LossComponentsMixin
 from .hardness import (
     HardnessHistory,
     agreement_targets,
@@ -37,6 +38,7 @@ from .losses import row_distillation_losses, row_losses
 from .passes import check_precision, run_backward_passes
 from .problems import find_problem, label_of
 from .samplers import RoutedBatchSampler, RoutedCollator, RoutedDataset, choose_bucket, plan_epoch
+from .teachers import check_teacher, prepare_teacher
 from .width_predictions import WidthPredictions, agreement, take_rows
 
 
@@ -45,7 +47,7 @@ logger = logging.get_logger(__name__)
 HARDNESS_NAME = "hardness.safetensors"
 
 
-class SharcsTrainer(StagedCheckpointMixin, Trainer):
+class SharcsTrainer(LossComponentsMixin, StagedCheckpointMixin, Trainer):
     """
     Trains a SHARCS model (any `Sharcs…For…` with more than one width; https://huggingface.co/papers/2310.12126).
 
@@ -116,14 +118,15 @@ class SharcsTrainer(StagedCheckpointMixin, Trainer):
         self.error_scale = self._find_error_scale()
         self.teacher = None
         if teacher is not None:
-            self._check_teacher(model, teacher)
-            self.teacher = self.accelerator.prepare_model(teacher.requires_grad_(False).eval(), evaluation_mode=True)
+            if not args.distillation_weight:
+                raise ValueError("A teacher is given but `distillation_weight` is 0; set it, for example to 1.")
+            check_teacher(model, teacher, with_labels=self.problem != "question_answering")
+            self.teacher = prepare_teacher(self, teacher)
         self.history: HardnessHistory | None = None
         self._sampler: RoutedBatchSampler | None = None
         self._targets: torch.Tensor | None = None
         self._buckets: torch.Tensor | None = None
         self._unrecorded: list[tuple[torch.Tensor, ...]] = []
-        self._components: dict[str, torch.Tensor] = {}
         self._predicting_widths = False
         self.add_callback(_EpochCallback(self))
 
@@ -189,22 +192,6 @@ class SharcsTrainer(StagedCheckpointMixin, Trainer):
             raise ValueError(
                 f"hardness_window={args.hardness_window} needs more than {args.hardness_window} epochs, the run has "
                 f"{epochs:g}: the router would never be trained. Use a smaller window or more epochs."
-            )
-
-    def _check_teacher(self, model: PreTrainedModel, teacher: PreTrainedModel) -> None:
-        if not self.args.distillation_weight:
-            raise ValueError("A teacher is given but `distillation_weight` is 0; set it, for example to 1.")
-        if teacher is model:
-            raise ValueError("The teacher is the student itself; without one, narrow paths learn from the widest.")
-        if teacher.config.vocab_size != model.config.vocab_size:
-            raise ValueError(
-                f"The teacher's vocabulary has {teacher.config.vocab_size} entries, the student's "
-                f"{model.config.vocab_size}; choose a teacher with the same tokenizer."
-            )
-        if self.problem != "question_answering" and teacher.config.num_labels != model.config.num_labels:
-            raise ValueError(
-                f"The teacher has {teacher.config.num_labels} labels, the student {model.config.num_labels}; choose a "
-                "teacher fine-tuned on the same task."
             )
 
     def _find_error_scale(self) -> float:
@@ -529,26 +516,10 @@ class SharcsTrainer(StagedCheckpointMixin, Trainer):
 
     # ---- logging, checkpoints ---------------------------------------------------------------------------------------
 
-    def _count(self, name: str, losses: torch.Tensor, weights: torch.Tensor) -> None:
-        """Adds rows to what the next log averages; no synchronisation with the device."""
-        losses = losses.detach()
-        value = torch.stack([(losses * weights).sum(), weights.sum()])
-        self._components[name] = self._components.get(name, 0) + value
-
     def _component_names(self) -> list[str]:
+        # All of them: a process that has no rows of a width must not wait for the others.
         names = [f"width_{width:g}_{kind}" for width in self.widths for kind in ("loss", "distillation")]
         return [*names, "router_loss"]
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs and self.state.global_step:
-            # Every process names every component: one that has no rows of a width must not wait for the others.
-            nothing = torch.zeros(2, device=self.args.device)
-            names = self._component_names()
-            values = torch.stack([self._components.get(name, nothing) for name in names])
-            values = self.accelerator.reduce(values, reduction="sum").tolist()
-            logs.update({name: summed / count for name, (summed, count) in zip(names, values, strict=True) if count})
-            self._components.clear()
-        super().log(logs, start_time)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial) -> bool:
         # Until there are targets every row takes the widest path: no measure for what is routed, as published.
