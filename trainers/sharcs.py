@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalPrediction, seed_worker, speed_metrics
 from transformers.utils import is_sklearn_available, logging
 
-from modeling_sharcs.calibration import candidate_prices, row_shares, share_of_full
+from modeling_sharcs.calibration import candidate_prices, mean_flops, row_shares, share_of_full
 from modeling_sharcs.modeling_sharcs import choose_widths
 
 from .arguments import SharcsTrainingArguments
@@ -28,6 +28,7 @@ from .components import LossComponentsMixin
 from .hardness import (
     HardnessHistory,
     agreement_targets,
+    as_number,
     interval_targets,
     predicted_targets,
     read_intervals,
@@ -156,9 +157,10 @@ class SharcsTrainer(LossComponentsMixin, StagedCheckpointMixin, Trainer):
         if given is None:
             given = 0.5 if self.args.hardness_source == "agreement" else 0.2
         found = read_intervals(given, self.widths, highest, high_is_hard=entropy)
-        if self.args.hardness_source == "agreement" and _is_number(given):
+        threshold = as_number(given)
+        if self.args.hardness_source == "agreement" and threshold is not None:
             # What counts as agreement is the same for every narrower width.
-            return [(float(given), 1.0)] * (len(self.widths) - 1) + [(0.0, 1.0)]
+            return [(threshold, 1.0)] * (len(self.widths) - 1) + [(0.0, 1.0)]
         return found
 
     def _check_training_set(self) -> None:
@@ -173,6 +175,12 @@ class SharcsTrainer(LossComponentsMixin, StagedCheckpointMixin, Trainer):
             raise ValueError(
                 f"The training set has no labels: its columns are {sorted(columns)}, and {sorted(wanted)} "
                 f"{'is' if len(wanted) == 1 else 'are'} missing; name the column of labels so."
+            )
+        if args.width_batches == "one_per_rank" and args.world_size < len(self.widths):
+            logger.warning(
+                f"width_batches='one_per_rank' gives each process one width; with {args.world_size} for "
+                f"{len(self.widths)} widths a process trains several in a step. Start {len(self.widths)} processes "
+                "with torchrun, or use width_batches='alternating' on one."
             )
         epochs, steps = args.num_train_epochs, self._steps_per_epoch(len(dataset))
         if args.width_batches == "alternating" and steps < len(self.widths):
@@ -262,7 +270,8 @@ class SharcsTrainer(LossComponentsMixin, StagedCheckpointMixin, Trainer):
 
     def _begin_epoch(self, epoch: int) -> None:
         if self.history.num_epochs < epoch:
-            # Continued from a checkpoint that was written between the last step of an epoch and its end.
+            # Continued from a checkpoint that was written between the last step of an epoch and its end, or at the
+            # end of a shorter run.
             self._choose_buckets(epoch - 1)
             self._finish_epoch()
         self._choose_buckets(epoch)
@@ -592,9 +601,9 @@ class SharcsTrainer(LossComponentsMixin, StagedCheckpointMixin, Trainer):
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """
         Metrics of the routed model at its current price (none of a prefix of their own), of each width alone
-        (`width_0.25_…`), and of the routing: `flops_share`, `rows_at_0.25`, metrics on the rows sent to a width
-        (`routed_to_0.25_…`), and `router_auc_0.25`: how well the router's score ranks the rows on which the narrow
-        path agrees with the widest above those on which it does not.
+        (`width_0.25_…`), and of the routing: `flops_share` of full FLOPs and `mean_flops` a row, `rows_at_0.25`,
+        metrics on the rows sent to a width (`routed_to_0.25_…`), and `router_auc_0.25`: how well the router's score
+        ranks the rows on which the narrow path agrees with the widest above those on which it does not.
         """
         eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(eval_dataset, dict):
@@ -624,7 +633,7 @@ class SharcsTrainer(LossComponentsMixin, StagedCheckpointMixin, Trainer):
                 metrics |= {
                     f"routed_to_{width:g}_{name}": value
                     for name, value in self._metrics_at(predictions, chosen, there).items()
-                    if name != "flops_share"
+                    if name not in ("flops_share", "mean_flops")
                 }
         for index, width in enumerate(self.widths[:-1]):
             area = self._router_auc(predictions, index)
@@ -652,8 +661,11 @@ class SharcsTrainer(LossComponentsMixin, StagedCheckpointMixin, Trainer):
     ) -> dict[str, float]:
         indices = chosen.numpy()
         rows = np.ones(len(indices), dtype=bool) if rows is None else rows
-        lengths = torch.from_numpy(predictions.lengths)
-        metrics = {"flops_share": share_of_full(self.model, chosen[rows], lengths[rows])}
+        routed, lengths = chosen[rows], torch.from_numpy(predictions.lengths)[rows]
+        metrics = {
+            "flops_share": share_of_full(self.model, routed, lengths),
+            "mean_flops": mean_flops(self.model, routed, lengths),
+        }
         if predictions.losses is not None:
             metrics["loss"] = float(predictions.losses[np.arange(len(indices)), indices][rows].mean())
         if self.compute_metrics is not None and (predictions.label_ids is not None or self._spans):
@@ -689,7 +701,7 @@ class SharcsTrainer(LossComponentsMixin, StagedCheckpointMixin, Trainer):
             num_points (`int`, *optional*, defaults to 21): At most so many points.
 
         Returns:
-            `list[dict]`: `price`, `flops_share`, `rows_per_width` and the metrics, by ascending share.
+            `list[dict]`: `price`, `flops_share`, `mean_flops`, `rows_per_width` and the metrics, by ascending share.
         """
         costs, spent = self._encoder.relative_costs(), row_shares(self.model, torch.from_numpy(predictions.lengths))
         scores = torch.from_numpy(predictions.router_logits)
@@ -723,17 +735,11 @@ class _EpochCallback(TrainerCallback):
         self.trainer._forget_idle_gradients()
 
     def on_epoch_end(self, args, state, control, **kwargs):
+        if state.global_step >= state.max_steps and args.hardness_source != "training":
+            return  # a pass over the training set whose scores no epoch would use
         complete = state.epoch is not None and abs(state.epoch - round(state.epoch)) < 1e-6
         if complete and self.trainer.history.num_epochs < round(state.epoch):
             self.trainer._finish_epoch()
-
-
-def _is_number(text: Any) -> bool:
-    try:
-        float(text)
-    except (TypeError, ValueError):
-        return False
-    return True
 
 
 def _detached(outputs) -> dict[str, torch.Tensor]:
