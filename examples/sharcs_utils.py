@@ -2,18 +2,20 @@
 # Licensed under the Apache License, Version 2.0; see the LICENSE file.
 """What the scripts that train routed encoders (SHARCS) share: options, training, calibration, budgets, the curve."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
+from modeling_sharcs.calibration import share_of_full
 from trainers import SharcsTrainer, WidthPredictions, save_curve
 
 
@@ -23,6 +25,7 @@ __all__ = [
     "load_sharcs_model",
     "longest_input",
     "measure",
+    "routed_logits",
     "save",
     "train",
 ]
@@ -210,44 +213,75 @@ def save(trainer: SharcsTrainer, options: SharcsOptions) -> None:
         trainer.save_model()
 
 
-def measure_budgets(
-    trainer: SharcsTrainer, predictions: WidthPredictions, budgets: Sequence[float]
-) -> dict[str, float | str]:
-    """Metrics of the evaluation rows at each budget, and the share of full FLOPs that they truly took."""
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    before = model.config.router_price
-    results: dict[str, float | str] = {}
+def budget_prices(model: PreTrainedModel, budgets: Sequence[float]) -> dict[float, float | None]:
+    """The router's price at each budget; `None` for one that is out of reach."""
+    before, prices = model.config.router_price, {}
     try:
         for budget in budgets:
             try:
-                model.set_compute_budget(budget)
+                prices[budget] = model.set_compute_budget(budget)
             except ValueError as error:
                 logger.warning(str(error))
-                results[f"budget_{budget:g}"] = "out of reach"
-                continue
-            found = trainer.routing_metrics(predictions)
-            results |= {
-                f"budget_{budget:g}_{name}": value for name, value in found.items() if not name.startswith(_DETAILS)
-            }
+                prices[budget] = None
     finally:
         model.config.router_price = before
+    return prices
+
+
+def measure_budgets(
+    trainer: SharcsTrainer, predictions: WidthPredictions, prices: Mapping[float, float | None]
+) -> dict[str, float | str]:
+    """Metrics of the evaluation rows at each budget's price, and the share of full FLOPs that they truly took."""
+    results: dict[str, float | str] = {}
+    for budget, price in prices.items():
+        if price is None:
+            results[f"budget_{budget:g}"] = "out of reach"
+            continue
+        found = trainer.routing_metrics(predictions, price)
+        results |= {
+            f"budget_{budget:g}_{name}": value for name, value in found.items() if not name.startswith(_DETAILS)
+        }
     return results
+
+
+def routed_logits(
+    trainer: SharcsTrainer, predictions: WidthPredictions, prices: Mapping[float, float | None]
+) -> dict[str, np.ndarray]:
+    """
+    What each choice of widths answers: `logits` of shape `(rows, labels)` and the share of full FLOPs that the rows
+    truly took, `flops_share`, of shape `(1,)`. Both bare for the model's own price, and with a prefix for each budget
+    within reach (`budget_0.5.logits`) and each width alone (`width_1.logits`).
+    """
+    chosen = trainer.chosen_widths(predictions)
+    routes = {"": chosen}
+    for budget, price in prices.items():
+        if price is not None:
+            routes[f"budget_{budget:g}."] = trainer.chosen_widths(predictions, price)
+    for index, width in enumerate(trainer.widths):
+        routes[f"width_{width:g}."] = torch.full_like(chosen, index)
+    model, lengths = trainer.accelerator.unwrap_model(trainer.model), torch.from_numpy(predictions.lengths)
+    tensors = {}
+    for prefix, widths in routes.items():
+        tensors[f"{prefix}logits"] = predictions.select(widths.numpy())
+        tensors[f"{prefix}flops_share"] = np.array([share_of_full(model, widths, lengths)])
+    return tensors
 
 
 def measure(
     trainer: SharcsTrainer, rows, options: SharcsOptions, metric: str, suffix: str = ""
-) -> tuple[dict[str, Any], WidthPredictions]:
+) -> tuple[dict[str, Any], WidthPredictions, dict[float, float | None]]:
     """
     Evaluates one split: the routed model, each width, the budgets; writes metrics and the curve.
 
     Returns:
-        Metrics with the prefix `eval_` and `suffix`, and the predictions of every width.
+        Metrics with the prefix `eval_` and `suffix`, the predictions of every width, and the router's price at each
+        budget, `None` for one that is out of reach.
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
     predictions = trainer.predict_widths(rows)
     results: dict[str, Any] = dict(trainer.routing_metrics(predictions))
-    if model.config.calibration is not None:
-        results |= measure_budgets(trainer, predictions, options.compute_budgets)
+    prices = {} if model.config.calibration is None else budget_prices(model, options.compute_budgets)
+    results |= measure_budgets(trainer, predictions, prices)
     results["samples"] = len(rows)
     named = {f"eval_{name}{suffix}": value for name, value in results.items()}
     trainer.log_metrics(f"eval{suffix}", named)
@@ -260,4 +294,4 @@ def measure(
         }
         paths = save_curve(points, str(Path(trainer.args.output_dir) / f"curve{suffix}"), metric, marks)
         logger.info(f"What compute buys is in {', '.join(paths.values())}.")
-    return named, predictions
+    return named, predictions, prices

@@ -72,16 +72,27 @@ def share_of_full(model: PreTrainedModel, widths: torch.Tensor, lengths: torch.T
     return float(row_shares(model, lengths).gather(1, widths.unsqueeze(1)).sum())
 
 
+def mean_flops(model: PreTrainedModel, widths: torch.Tensor, lengths: torch.Tensor) -> float:
+    """FLOPs of a row, router included, on average."""
+    spent, _ = row_flops(model, lengths)
+    return float(spent.gather(1, widths.unsqueeze(1)).mean())
+
+
 def row_shares(model: PreTrainedModel, lengths: torch.Tensor) -> torch.Tensor:
     """What every row spends at every width, router included, as a share of all rows' full FLOPs: `(rows, widths)`."""
+    spent, full = row_flops(model, lengths)
+    return spent / full.sum()
+
+
+def row_flops(model: PreTrainedModel, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """FLOPs of every row at every width, router included: `(rows, widths)`; at full width without it: `(rows,)`."""
     last = len(model.config.width_multipliers) - 1
     known, places = lengths.unique(return_inverse=True)
     spent, full = [], []
     for length in known.tolist():
         spent.append([model._flops(length, index, routed=True) for index in range(last + 1)])
         full.append(model._flops(length, last, routed=False))
-    total = torch.tensor(full, dtype=torch.double)[places].sum()
-    return torch.tensor(spent, dtype=torch.double)[places] / total
+    return torch.tensor(spent, dtype=torch.double)[places], torch.tensor(full, dtype=torch.double)[places]
 
 
 def calibrate(
@@ -248,7 +259,9 @@ def shares_at_price(model: PreTrainedModel) -> list[float]:
 __all__ = [
     "calibrate",
     "candidate_prices",
+    "mean_flops",
     "record",
+    "row_flops",
     "row_shares",
     "set_compute_budget",
     "share_of_full",

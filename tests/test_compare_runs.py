@@ -82,6 +82,12 @@ def test_no_share_of_a_gap_that_may_be_zero(script, arms, tmp_path):
 def test_messages(script, arms, tmp_path):
     with pytest.raises(ValueError, match=r"An arm is NAME=FOLDER,FOLDER,…, got 'plain'"):
         script.main(["--runs", "plain", "--baseline", "plain"])
+    with pytest.raises(ValueError, match="Two arms are called 'plain'; give all folders of an arm at once"):
+        script.main(["--runs", arms["plain"], arms["plain"], "--baseline", "plain"])
+    with pytest.raises(ValueError, match="--resamples must be at least 1, got 0"):
+        script.main(["--runs", arms["plain"], "--baseline", "plain", "--resamples", "0"])
+    with pytest.raises(ValueError, match="--confidence must lie between 0 and 1, such as 0.95; got 95.0"):
+        script.main(["--runs", arms["plain"], "--baseline", "plain", "--confidence", "95"])
     with pytest.raises(ValueError, match="row_losses.safetensors' does not exist; train that run with --save_row_"):
         script.main(["--runs", f"plain={tmp_path}", "--baseline", "plain"])
     with pytest.raises(ValueError, match=r"No arm is called 'other'; the arms are \['good', 'half', 'plain'\]"):

@@ -273,12 +273,12 @@ def test_files_that_make_no_sense_have_a_sentence(tmp_path, text, widths, messag
 
 
 def test_other_sources_that_make_no_sense_have_a_sentence(tmp_path):
-    for given in (0, 1, "1.5", -0.1, "nan", "inf"):
+    for given in (0, 1, "1.5", -0.1, "3/2", math.nan):
         with pytest.raises(ValueError, match="threshold of hardness must lie between 0 and 1, got"):
             read_intervals(given, TWO)
     with pytest.raises(ValueError, match="between 0 and 0.6931, got 0.7"):
         read_intervals(0.7, TWO, math.log(2), high_is_hard=True)
-    for missing in ("intervals.yaml", str(tmp_path)):
+    for missing in ("intervals.yaml", str(tmp_path), "1/0", "nan"):
         with pytest.raises(
             ValueError, match=f"{re.escape(missing)}' is neither a number nor a file of intervals; give"
         ):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors import safe_open
 from test_distributed_mos import torchrun
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
@@ -121,6 +122,7 @@ def test_a_routed_encoder_is_trained_and_saved(finished):
         "train_results.json",
         "eval_results.json",
         "curve",
+        "predictions.safetensors",
         "predictions.tsv",
         "predictions_test.tsv",
     }
@@ -185,6 +187,31 @@ def test_predictions_are_those_of_routed_inference(finished):
     assert {row["width"] for row in rows} == {"0.25", "1"}
     right = [row["prediction"] == row["label"] for row in rows]
     assert sum(right) / len(right) == pytest.approx(metrics["eval_accuracy"])
+
+
+def test_the_logits_of_every_budget_and_width(finished):
+    folder, metrics = finished
+    with safe_open(folder / "predictions.safetensors", framework="pt") as file:
+        assert json.loads(file.metadata()["label_names"]) == ["bad", "good"]
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    # What is out of reach is left out.
+    names = {"", "budget_0.95_", "budget_0.8_", "width_0.25_", "width_1_"}
+    expected = {f"{name[:-1]}.{kind}" if name else kind for name in names for kind in ("logits", "flops_share")}
+    assert tensors.keys() == expected | {"labels"}
+    labels = tensors["labels"]
+    assert [("bad", "good")[label] for label in labels] == [label for _, label in SENTENCES[60:95]]
+    for name in names:
+        prefix = f"{name[:-1]}." if name else ""
+        right = tensors[f"{prefix}logits"].argmax(dim=-1) == labels
+        assert right.double().mean().item() == pytest.approx(metrics[f"eval_{name}accuracy"])
+        assert tensors[f"{prefix}flops_share"].tolist() == [metrics[f"eval_{name}flops_share"]]
+    with torch.no_grad():
+        model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+        tokenizer, texts = AutoTokenizer.from_pretrained(folder), [text for text, _ in SENTENCES[60:95]]
+        inputs = tokenizer(texts, truncation=True, max_length=32, padding=True)
+        for width in (0.25, 1.0):
+            logits = model(**inputs.convert_to_tensors("pt"), width=width).logits
+            torch.testing.assert_close(tensors[f"width_{width:g}.logits"], logits, atol=1e-4, rtol=1e-4)
 
 
 def test_the_saved_folder_in_a_pipeline(finished):

@@ -465,6 +465,13 @@ def test_teachers_that_do_not_fit(tiny_tokenizer, tmp_path):
     other = make_bert(tiny_tokenizer, vocab_size=77)
     words = len(tiny_tokenizer)
     check(f"vocabulary has 77 entries, the student's {words}", other, distillation=["logits"])
+    itself = make_supernet(tiny_tokenizer)
+    check("Teacher and student share weights, mos.emb", itself, itself, distillation=["logits"])
+    check(
+        "The teacher is a BertForQuestionAnswering, the",
+        make_bert(tiny_tokenizer, "question-answering"),
+        distillation=["logits"],
+    )
     check(
         "hidden size is 24, the student's 48; distil 'logits' only",
         make_bert(tiny_tokenizer, hidden_size=24),

@@ -125,9 +125,9 @@ class SharcsTrainingArguments(TrainingArguments):
     hardness_intervals: str | None = field(
         default=None,
         metadata={
-            "help": "The scores that each width handles: a YAML file in the published form, or a number t: the "
-            "narrowest width takes the scores on the easy side of t. With 'agreement' only lower ends count, and a "
-            "number is that of every narrower width. If not given: 0.2, as published; 0.5 with 'agreement'."
+            "help": "The scores that each width handles: a YAML file in the published form, or a number t, as 0.2 or "
+            "1/5: the narrowest width takes the scores on the easy side of t. With 'agreement' only lower ends count, "
+            "and a number is that of every narrower width. If not given: 0.2, as published; 0.5 with 'agreement'."
         },
     )
     train_every_width: bool = field(
@@ -193,6 +193,12 @@ class SharcsTrainingArguments(TrainingArguments):
             raise ValueError(f"`width_loss_weights` must not be negative, got {self.width_loss_weights}.")
         if self.distillation_temperature <= 0:
             raise ValueError(f"`distillation_temperature` must be positive, got {self.distillation_temperature}.")
+        for name in ("hard_label_weight", "distillation_temperature"):
+            if getattr(self, name) != 1.0 and not self.distillation_weight:
+                raise ValueError(
+                    f"`{name}`={getattr(self, name)} has no effect on paths that are not taught; set "
+                    "`distillation_weight`, for example to 1, or leave it out."
+                )
         if self.ddp_find_unused_parameters:
             raise ValueError(
                 "SharcsTrainer reaches every parameter in each step; leave out ddp_find_unused_parameters."

@@ -4,14 +4,16 @@
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel, Trainer
+from transformers import PreTrainedModel, Trainer
 from transformers.utils import logging
 
 from .arguments import DistillationTrainingArguments
 from .checkpoints import StagedCheckpointMixin
+from .components import LossComponentsMixin
 from .losses import attention_loss, hidden_state_loss, row_distillation_losses, row_losses
 from .passes import check_precision
 from .problems import find_problem
+from .teachers import check_attentions, check_teacher, prepare_teacher
 
 
 logger = logging.get_logger(__name__)
@@ -21,7 +23,7 @@ logger = logging.get_logger(__name__)
 MAPS_NAME = "distillation_maps"
 
 
-class DistillationTrainer(StagedCheckpointMixin, Trainer):
+class DistillationTrainer(LossComponentsMixin, StagedCheckpointMixin, Trainer):
     """
     Fine-tunes a model with a head for sequence classification (also regression and multi-label), token classification
     or question answering; with a teacher, its loss is the weighted sum of
@@ -61,7 +63,6 @@ class DistillationTrainer(StagedCheckpointMixin, Trainer):
         self.problem = find_problem(self.model, self.label_names, rows)
         if self.problem in ("regression", "multi_label_classification"):
             self.label_smoother = None  # It is for classes, and fails on numbers.
-        self._components: dict[str, torch.Tensor] = {}
         self._pairs: list[tuple[int, int]] = []
         self._maps: nn.ModuleList | None = None
         self._hook = None
@@ -69,12 +70,12 @@ class DistillationTrainer(StagedCheckpointMixin, Trainer):
         if teacher is not None:
             self._check_teacher(teacher)
             self._pairs = self._match_layers(teacher)
-            self.teacher = self.accelerator.prepare_model(teacher.requires_grad_(False).eval(), evaluation_mode=True)
+            self.teacher = prepare_teacher(self, teacher)
 
     # ---- teacher ----------------------------------------------------------------------------------------------------
 
     def _check_teacher(self, teacher: PreTrainedModel) -> None:
-        args, own, given = self.args, self.model.config, teacher.config
+        args = self.args
         if self.compute_loss_func is not None:
             raise ValueError(
                 "With a teacher, DistillationTrainer takes no `compute_loss_func`: it has its own losses."
@@ -84,49 +85,9 @@ class DistillationTrainer(StagedCheckpointMixin, Trainer):
                 "A teacher is given, but `logits_weight`, `hidden_states_weight` and `attentions_weight` are 0; set "
                 "one of them."
             )
-        of_teacher = set(map(id, teacher.parameters()))
-        shared = next((name for name, value in self.model.named_parameters() if id(value) in of_teacher), None)
-        if shared is not None:
-            raise ValueError(
-                f"Teacher and student share weights, {shared} for one, which would be frozen; make the student of a "
-                "copy."
-            )
-        heads = [type(side).__name__.rpartition("For")[2] for side in (self.model, teacher)]
-        if heads[0] != heads[1]:
-            raise ValueError(
-                f"The teacher is a {type(teacher).__name__}, the student a {type(self.model).__name__}; choose a "
-                "teacher fine-tuned on the same task."
-            )
-        if self.problem != "question_answering":
-            self._check_labels(own, given)
-        if own.vocab_size != given.vocab_size:
-            raise ValueError(
-                f"The teacher's vocabulary has {given.vocab_size} entries, the student's {own.vocab_size}; choose a "
-                "teacher with the same tokenizer."
-            )
+        check_teacher(self.model, teacher, with_labels=self.problem != "question_answering")
         if args.attentions_weight:
-            for config in (own, given):
-                if config._attn_implementation != "eager":
-                    raise ValueError(
-                        "Distilling attentions needs attention weights, which attn_implementation="
-                        f"{config._attn_implementation!r} does not return; load student and teacher with "
-                        'attn_implementation="eager", or call `set_attn_implementation("eager")` on both.'
-                    )
-
-    @staticmethod
-    def _check_labels(own: PreTrainedConfig, given: PreTrainedConfig) -> None:
-        if own.num_labels != given.num_labels:
-            raise ValueError(
-                f"The teacher has {given.num_labels} labels, the student {own.num_labels}; choose a teacher "
-                "fine-tuned on the same task."
-            )
-        names = [list(config.id2label[index] for index in range(config.num_labels)) for config in (own, given)]
-        default = [f"LABEL_{index}" for index in range(own.num_labels)]
-        if names[0] != names[1] and default not in names and own.num_labels > 1:
-            raise ValueError(
-                f"The teacher's labels are {names[1]}, the student's {names[0]}: give the student the teacher's "
-                "label2id and id2label, so that both mean the same by each output."
-            )
+            check_attentions(self.model, teacher)
 
     def _match_layers(self, teacher: PreTrainedModel) -> list[tuple[int, int]]:
         """Pairs of layers, counted from 1; by default the student's layers, spread evenly over the teacher's."""
@@ -208,7 +169,6 @@ class DistillationTrainer(StagedCheckpointMixin, Trainer):
         return outputs
 
     def train(self, *args, **kwargs):
-        self._components.clear()
         if self.model_init is not None:
             self._maps = None  # They belong to the model of before.
         try:
@@ -278,18 +238,8 @@ class DistillationTrainer(StagedCheckpointMixin, Trainer):
         # The last step of an epoch may accumulate fewer batches.
         share = 1 / getattr(self, "current_gradient_accumulation_steps", 1)
         for name, value in terms.items():
-            found = torch.stack([value.detach().float(), torch.ones((), device=value.device)]) * share
-            self._components[name] = self._components.get(name, 0) + found
+            self._count(f"{name}_loss", value, torch.full_like(value, share))
         return (loss, outputs) if return_outputs else loss
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs and self._components:
-            names = sorted(self._components)
-            values = torch.stack([self._components[name] for name in names])
-            values = self.accelerator.reduce(values, reduction="sum").tolist()
-            logs.update({f"{name}_loss": summed / count for name, (summed, count) in zip(names, values, strict=True)})
-            self._components.clear()
-        super().log(logs, start_time)
 
 
 __all__ = ["DistillationTrainer"]

@@ -131,9 +131,9 @@ def read_intervals(
     Args:
         source (`float`, `str` or `Mapping`):
             A file in the published YAML form (`buckets: {confidence_threshs: {0.25: [0.2, 1.0], 1.0: [0.0, 0.2]}}`; a
-            width may be written as "1/3"), a mapping of widths to `[low, high]`, or one number t between 0 and
-            `highest`: the narrowest width takes the scores on the easy side of t, the others share the rest in equal
-            parts, the widest the hardest.
+            width may be written as "1/3"), a mapping of widths to `[low, high]`, or one number t (as 0.2 or "1/5")
+            between 0 and `highest`: the narrowest width takes the scores on the easy side of t, the others share the
+            rest in equal parts, the widest the hardest.
         widths (`Sequence[float]`): The model's width multipliers, in ascending order.
         highest (`float`, *optional*, defaults to 1.0):
             The largest possible score: 1 for a confidence, the logarithm of the number of classes for an entropy.
@@ -150,9 +150,8 @@ def read_intervals(
     found = source
     name = "The intervals"
     if isinstance(source, str):
-        try:
-            found = float(source)
-        except ValueError:
+        found = as_number(source)
+        if found is None:
             found, name = _read_interval_file(source), f"The intervals of {source}"
     if isinstance(found, (int, float)):
         return _split_at(float(found), len(widths), highest, high_is_hard)
@@ -178,7 +177,7 @@ def read_intervals(
 def _read_interval_file(path: str) -> Any:
     if not os.path.isfile(path):
         raise ValueError(
-            f"{path!r} is neither a number nor a file of intervals; give a number such as 0.2, or a path."
+            f"{path!r} is neither a number nor a file of intervals; give a number such as 0.2 or 1/5, or a path."
         )
     try:
         with open(path, encoding="utf-8") as stream:
@@ -205,7 +204,7 @@ def _split_at(threshold: float, num_widths: int, highest: float, high_is_hard: b
     return [(low, high) for high, low in zip(edges, edges[1:], strict=False)]
 
 
-def _number(given: Any) -> float | None:
+def as_number(given: Any) -> float | None:
     """A number as people and JSON write it; YAML takes "1/3" and 1e-05 for text. `None` for anything else."""
     try:
         return float(Fraction(str(given).strip()))
@@ -214,7 +213,7 @@ def _number(given: Any) -> float | None:
 
 
 def _which_width(given: Any, widths: Sequence[float], name: str) -> int:
-    value = _number(given)
+    value = as_number(given)
     if value is None:
         raise ValueError(f"{name} name the width {given!r}, which is no number; write 0.25 or 1/3.")
     for index, width in enumerate(widths):
@@ -225,7 +224,7 @@ def _which_width(given: Any, widths: Sequence[float], name: str) -> int:
 
 def _as_interval(interval: Any, width: Any, name: str) -> Interval:
     pair = interval if isinstance(interval, Sequence) and not isinstance(interval, str) else []
-    ends = [_number(end) for end in pair]
+    ends = [as_number(end) for end in pair]
     if len(ends) != 2 or None in ends:
         raise ValueError(f"{name} give the width {width} {interval!r}; write [low, high].")
     low, high = ends
@@ -396,6 +395,7 @@ class HardnessHistory:
 __all__ = [
     "HardnessHistory",
     "agreement_targets",
+    "as_number",
     "interval_targets",
     "predicted_targets",
     "read_intervals",

@@ -19,14 +19,16 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalPrediction, seed_worker, speed_metrics
 from transformers.utils import is_sklearn_available, logging
 
-from modeling_sharcs.calibration import candidate_prices, row_shares, share_of_full
+from modeling_sharcs.calibration import candidate_prices, mean_flops, row_shares, share_of_full
 from modeling_sharcs.modeling_sharcs import choose_widths
 
 from .arguments import SharcsTrainingArguments
 from .checkpoints import StagedCheckpointMixin
+from .components import LossComponentsMixin
 from .hardness import (
     HardnessHistory,
     agreement_targets,
+    as_number,
     interval_targets,
     predicted_targets,
     read_intervals,
@@ -37,6 +39,7 @@ from .losses import row_distillation_losses, row_losses
 from .passes import check_precision, run_backward_passes
 from .problems import find_problem, label_of
 from .samplers import RoutedBatchSampler, RoutedCollator, RoutedDataset, choose_bucket, plan_epoch
+from .teachers import check_teacher, prepare_teacher
 from .width_predictions import WidthPredictions, agreement, take_rows
 
 
@@ -45,7 +48,7 @@ logger = logging.get_logger(__name__)
 HARDNESS_NAME = "hardness.safetensors"
 
 
-class SharcsTrainer(StagedCheckpointMixin, Trainer):
+class SharcsTrainer(LossComponentsMixin, StagedCheckpointMixin, Trainer):
     """
     Trains a SHARCS model (any `Sharcs…For…` with more than one width; https://huggingface.co/papers/2310.12126).
 
@@ -116,15 +119,16 @@ class SharcsTrainer(StagedCheckpointMixin, Trainer):
         self.error_scale = self._find_error_scale()
         self.teacher = None
         if teacher is not None:
-            self._check_teacher(model, teacher)
-            self.teacher = self.accelerator.prepare_model(teacher.requires_grad_(False).eval(), evaluation_mode=True)
+            if not args.distillation_weight:
+                raise ValueError("A teacher is given but `distillation_weight` is 0; set it, for example to 1.")
+            check_teacher(model, teacher, with_labels=self.problem != "question_answering")
+            self.teacher = prepare_teacher(self, teacher)
         self.history: HardnessHistory | None = None
         self._sampler: RoutedBatchSampler | None = None
         self._lengths: list[int] | None = None
         self._targets: torch.Tensor | None = None
         self._buckets: torch.Tensor | None = None
         self._unrecorded: list[tuple[torch.Tensor, ...]] = []
-        self._components: dict[str, torch.Tensor] = {}
         self._predicting_widths = False
         self.add_callback(_EpochCallback(self))
 
@@ -154,9 +158,10 @@ class SharcsTrainer(StagedCheckpointMixin, Trainer):
         if given is None:
             given = 0.5 if self.args.hardness_source == "agreement" else 0.2
         found = read_intervals(given, self.widths, highest, high_is_hard=entropy)
-        if self.args.hardness_source == "agreement" and _is_number(given):
+        threshold = as_number(given)
+        if self.args.hardness_source == "agreement" and threshold is not None:
             # What counts as agreement is the same for every narrower width.
-            return [(float(given), 1.0)] * (len(self.widths) - 1) + [(0.0, 1.0)]
+            return [(threshold, 1.0)] * (len(self.widths) - 1) + [(0.0, 1.0)]
         return found
 
     def _check_training_set(self) -> None:
@@ -171,6 +176,12 @@ class SharcsTrainer(StagedCheckpointMixin, Trainer):
             raise ValueError(
                 f"The training set has no labels: its columns are {sorted(columns)}, and {sorted(wanted)} "
                 f"{'is' if len(wanted) == 1 else 'are'} missing; name the column of labels so."
+            )
+        if args.width_batches == "one_per_rank" and args.world_size < len(self.widths):
+            logger.warning(
+                f"width_batches='one_per_rank' gives each process one width; with {args.world_size} for "
+                f"{len(self.widths)} widths a process trains several in a step. Start {len(self.widths)} processes "
+                "with torchrun, or use width_batches='alternating' on one."
             )
         epochs, steps = args.num_train_epochs, self._steps_per_epoch(len(dataset))
         if args.width_batches == "alternating" and steps < len(self.widths):
@@ -190,22 +201,6 @@ class SharcsTrainer(StagedCheckpointMixin, Trainer):
             raise ValueError(
                 f"hardness_window={args.hardness_window} needs more than {args.hardness_window} epochs, the run has "
                 f"{epochs:g}: the router would never be trained. Use a smaller window or more epochs."
-            )
-
-    def _check_teacher(self, model: PreTrainedModel, teacher: PreTrainedModel) -> None:
-        if not self.args.distillation_weight:
-            raise ValueError("A teacher is given but `distillation_weight` is 0; set it, for example to 1.")
-        if teacher is model:
-            raise ValueError("The teacher is the student itself; without one, narrow paths learn from the widest.")
-        if teacher.config.vocab_size != model.config.vocab_size:
-            raise ValueError(
-                f"The teacher's vocabulary has {teacher.config.vocab_size} entries, the student's "
-                f"{model.config.vocab_size}; choose a teacher with the same tokenizer."
-            )
-        if self.problem != "question_answering" and teacher.config.num_labels != model.config.num_labels:
-            raise ValueError(
-                f"The teacher has {teacher.config.num_labels} labels, the student {model.config.num_labels}; choose a "
-                "teacher fine-tuned on the same task."
             )
 
     def _find_error_scale(self) -> float:
@@ -285,7 +280,8 @@ class SharcsTrainer(StagedCheckpointMixin, Trainer):
 
     def _begin_epoch(self, epoch: int) -> None:
         if self.history.num_epochs < epoch:
-            # Continued from a checkpoint that was written between the last step of an epoch and its end.
+            # Continued from a checkpoint that was written between the last step of an epoch and its end, or at the
+            # end of a shorter run.
             self._choose_buckets(epoch - 1)
             self._finish_epoch()
         self._choose_buckets(epoch)
@@ -540,26 +536,10 @@ class SharcsTrainer(StagedCheckpointMixin, Trainer):
 
     # ---- logging, checkpoints ---------------------------------------------------------------------------------------
 
-    def _count(self, name: str, losses: torch.Tensor, weights: torch.Tensor) -> None:
-        """Adds rows to what the next log averages; no synchronisation with the device."""
-        losses = losses.detach()
-        value = torch.stack([(losses * weights).sum(), weights.sum()])
-        self._components[name] = self._components.get(name, 0) + value
-
     def _component_names(self) -> list[str]:
+        # All of them: a process that has no rows of a width must not wait for the others.
         names = [f"width_{width:g}_{kind}" for width in self.widths for kind in ("loss", "distillation")]
         return [*names, "router_loss"]
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs and self.state.global_step:
-            # Every process names every component: one that has no rows of a width must not wait for the others.
-            nothing = torch.zeros(2, device=self.args.device)
-            names = self._component_names()
-            values = torch.stack([self._components.get(name, nothing) for name in names])
-            values = self.accelerator.reduce(values, reduction="sum").tolist()
-            logs.update({name: summed / count for name, (summed, count) in zip(names, values, strict=True) if count})
-            self._components.clear()
-        super().log(logs, start_time)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial) -> bool:
         # Until there are targets every row takes the widest path: no measure for what is routed, as published.
@@ -632,9 +612,9 @@ class SharcsTrainer(StagedCheckpointMixin, Trainer):
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """
         Metrics of the routed model at its current price (none of a prefix of their own), of each width alone
-        (`width_0.25_…`), and of the routing: `flops_share`, `rows_at_0.25`, metrics on the rows sent to a width
-        (`routed_to_0.25_…`), and `router_auc_0.25`: how well the router's score ranks the rows on which the narrow
-        path agrees with the widest above those on which it does not.
+        (`width_0.25_…`), and of the routing: `flops_share` of full FLOPs and `mean_flops` a row, `rows_at_0.25`,
+        metrics on the rows sent to a width (`routed_to_0.25_…`), and `router_auc_0.25`: how well the router's score
+        ranks the rows on which the narrow path agrees with the widest above those on which it does not.
         """
         eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(eval_dataset, dict):
@@ -648,9 +628,12 @@ class SharcsTrainer(StagedCheckpointMixin, Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def routing_metrics(self, predictions: WidthPredictions) -> dict[str, float]:
-        """The metrics of [`~SharcsTrainer.evaluate`] without a prefix, from predictions that are already there."""
-        chosen = self.chosen_widths(predictions)
+    def routing_metrics(self, predictions: WidthPredictions, price: float | None = None) -> dict[str, float]:
+        """
+        The metrics of [`~SharcsTrainer.evaluate`] without a prefix, from predictions that are already there; at
+        another price than the model's, if one is given.
+        """
+        chosen = self.chosen_widths(predictions, price)
         metrics = self._metrics_at(predictions, chosen)
         for index, width in enumerate(self.widths):
             alone = self._metrics_at(predictions, torch.full_like(chosen, index))
@@ -661,7 +644,7 @@ class SharcsTrainer(StagedCheckpointMixin, Trainer):
                 metrics |= {
                     f"routed_to_{width:g}_{name}": value
                     for name, value in self._metrics_at(predictions, chosen, there).items()
-                    if name != "flops_share"
+                    if name not in ("flops_share", "mean_flops")
                 }
         for index, width in enumerate(self.widths[:-1]):
             area = self._router_auc(predictions, index)
@@ -669,9 +652,12 @@ class SharcsTrainer(StagedCheckpointMixin, Trainer):
                 metrics[f"router_auc_{width:g}"] = area
         return metrics
 
-    def chosen_widths(self, predictions: WidthPredictions) -> torch.Tensor:
-        """Index of the width that routed inference takes for each row at the model's price, of shape `(rows,)`."""
-        price = self._encoder.config.router_price
+    def chosen_widths(self, predictions: WidthPredictions, price: float | None = None) -> torch.Tensor:
+        """
+        Index of the width that routed inference takes for each row at the model's price, or at another one, of shape
+        `(rows,)`.
+        """
+        price = self._encoder.config.router_price if price is None else price
         scores = torch.from_numpy(predictions.router_logits)
         if price is None:  # nobody has taught the router yet
             return torch.full((len(scores),), len(self.widths) - 1)
@@ -686,8 +672,11 @@ class SharcsTrainer(StagedCheckpointMixin, Trainer):
     ) -> dict[str, float]:
         indices = chosen.numpy()
         rows = np.ones(len(indices), dtype=bool) if rows is None else rows
-        lengths = torch.from_numpy(predictions.lengths)
-        metrics = {"flops_share": share_of_full(self.model, chosen[rows], lengths[rows])}
+        routed, lengths = chosen[rows], torch.from_numpy(predictions.lengths)[rows]
+        metrics = {
+            "flops_share": share_of_full(self.model, routed, lengths),
+            "mean_flops": mean_flops(self.model, routed, lengths),
+        }
         if predictions.losses is not None:
             metrics["loss"] = float(predictions.losses[np.arange(len(indices)), indices][rows].mean())
         if self.compute_metrics is not None and (predictions.label_ids is not None or self._spans):
@@ -723,7 +712,7 @@ class SharcsTrainer(StagedCheckpointMixin, Trainer):
             num_points (`int`, *optional*, defaults to 21): At most so many points.
 
         Returns:
-            `list[dict]`: `price`, `flops_share`, `rows_per_width` and the metrics, by ascending share.
+            `list[dict]`: `price`, `flops_share`, `mean_flops`, `rows_per_width` and the metrics, by ascending share.
         """
         costs, spent = self._encoder.relative_costs(), row_shares(self.model, torch.from_numpy(predictions.lengths))
         scores = torch.from_numpy(predictions.router_logits)
@@ -757,17 +746,11 @@ class _EpochCallback(TrainerCallback):
         self.trainer._forget_idle_gradients()
 
     def on_epoch_end(self, args, state, control, **kwargs):
+        if state.global_step >= state.max_steps and args.hardness_source != "training":
+            return  # a pass over the training set whose scores no epoch would use
         complete = state.epoch is not None and abs(state.epoch - round(state.epoch)) < 1e-6
         if complete and self.trainer.history.num_epochs < round(state.epoch):
             self.trainer._finish_epoch()
-
-
-def _is_number(text: Any) -> bool:
-    try:
-        float(text)
-    except (TypeError, ValueError):
-        return False
-    return True
 
 
 def _detached(outputs) -> dict[str, torch.Tensor]:

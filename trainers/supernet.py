@@ -6,7 +6,6 @@ import contextlib
 import functools
 import random
 import time
-from collections import defaultdict
 from typing import Any
 
 import torch
@@ -18,15 +17,17 @@ from transformers.utils import logging
 from modeling_mos import Architecture
 
 from .arguments import SupernetTrainingArguments
+from .components import LossComponentsMixin
 from .losses import attention_loss, hidden_state_loss, soft_binary_cross_entropy, soft_cross_entropy
 from .masked_lm import MaskedLMTrainer
 from .passes import run_backward_passes
+from .teachers import check_attentions, check_teacher, prepare_teacher
 
 
 logger = logging.get_logger(__name__)
 
 
-class SupernetTrainer(MaskedLMTrainer):
+class SupernetTrainer(LossComponentsMixin, MaskedLMTrainer):
     """
     Trains a Mixture-of-Supernets model (any `MosFor…`) with the sandwich rule: each micro-batch runs the largest, the
     smallest and random architectures, whose gradients are averaged and reduced across processes once
@@ -72,11 +73,9 @@ class SupernetTrainer(MaskedLMTrainer):
         self._check_distillation(model, teacher)
         self.teacher = None
         if teacher is not None:
-            self.teacher = self.accelerator.prepare_model(teacher.requires_grad_(False).eval(), evaluation_mode=True)
+            self.teacher = prepare_teacher(self, teacher)
         self.panel = self._build_panel(panel or {})
         self._evaluated: Architecture | None = None
-        self._components: dict[str, torch.Tensor] = {}
-        self._component_steps: dict[str, set[int]] = defaultdict(set)
 
     # ---- which architectures ----------------------------------------------------------------------------------------
 
@@ -147,7 +146,7 @@ class SupernetTrainer(MaskedLMTrainer):
                     return_outputs=True,
                     num_items_in_batch=num_items_in_batch,
                 )
-                self._count(f"{name}_loss", loss, num_items_in_batch)
+                self._count_term(f"{name}_loss", loss, num_items_in_batch)
                 if taught and not is_teacher and teacher_outputs is not None:
                     loss = self._distil(name, loss, outputs, teacher_outputs, inputs, num_items_in_batch)
                 elif taught and is_teacher and teacher_outputs is None:
@@ -185,7 +184,7 @@ class SupernetTrainer(MaskedLMTrainer):
                 value = (hidden_state_loss if term == "hidden_states" else attention_loss)(student, teacher, mask)
                 if self._normalised_by_items(num_items_in_batch):
                     value = value / self.current_gradient_accumulation_steps
-            self._count(f"{name}_distillation_{term}", value, num_items_in_batch)
+            self._count_term(f"{name}_distillation_{term}", value, num_items_in_batch)
             loss = loss + args.distillation_weight * value
         return loss
 
@@ -245,13 +244,7 @@ class SupernetTrainer(MaskedLMTrainer):
                 f"{args.architecture_sampling!r} never runs; use 'sandwich' or give a teacher."
             )
         if "attentions" in wanted:
-            for side in (model, teacher):
-                if side is not None and side.config._attn_implementation != "eager":
-                    raise ValueError(
-                        "Distilling attentions needs attention weights, which attn_implementation="
-                        f"{side.config._attn_implementation!r} does not return; call "
-                        '`set_attn_implementation("eager")` on student and teacher first.'
-                    )
+            check_attentions(*(side for side in (model, teacher) if side is not None))
         if wanted != ["logits"]:
             depths = [min(self.search_space.num_hidden_layers)]
             if args.architecture_sampling == "fixed":
@@ -260,17 +253,8 @@ class SupernetTrainer(MaskedLMTrainer):
                 self._chosen_layers("attentions", tuple(range(depth)))  # raises where a layer does not exist
         if teacher is None:
             return
+        check_teacher(model, teacher, with_labels=not self.masked_lm and "start_positions" not in self.label_names)
         own, given = model.config, teacher.config
-        if self.masked_lm and given.vocab_size != own.vocab_size:
-            raise ValueError(
-                f"The teacher's vocabulary has {given.vocab_size} entries, the student's {own.vocab_size}; choose a "
-                "teacher with the same tokenizer."
-            )
-        if not self.masked_lm and given.num_labels != own.num_labels:
-            raise ValueError(
-                f"The teacher has {given.num_labels} labels, the student {own.num_labels}; choose a teacher "
-                "fine-tuned on the same task."
-            )
         if "hidden_states" in wanted and given.hidden_size != own.hidden_size:
             raise ValueError(
                 f"The teacher's hidden size is {given.hidden_size}, the student's {own.hidden_size}; distil 'logits' "
@@ -279,23 +263,11 @@ class SupernetTrainer(MaskedLMTrainer):
 
     # ---- logging ----------------------------------------------------------------------------------------------------
 
-    def _count(self, name: str, value: torch.Tensor, num_items_in_batch: torch.Tensor | int | None) -> None:
-        """Adds a loss component to what the next log averages; no synchronisation with the device."""
-        value = value.detach().float()
-        if not self._normalised_by_items(num_items_in_batch):
-            value = value / self.current_gradient_accumulation_steps
-        self._components[name] = self._components.get(name, 0) + value
-        self._component_steps[name].add(self.state.global_step)
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs and self._components:
-            names = sorted(self._components)
-            values = torch.stack([self._components[name] / len(self._component_steps[name]) for name in names])
-            values = self.accelerator.reduce(values, reduction="mean")
-            logs.update(zip(names, values.tolist(), strict=True))
-            self._components.clear()
-            self._component_steps.clear()
-        super().log(logs, start_time)
+    def _count_term(self, name: str, value: torch.Tensor, num_items_in_batch: torch.Tensor | int | None) -> None:
+        share = 1 / self.current_gradient_accumulation_steps
+        # What is a part of the step's mean already comes undiminished.
+        value = value / share if self._normalised_by_items(num_items_in_batch) else value
+        self._count(name, value, torch.full_like(value, share))
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         tokens = inputs.get("input_ids")

@@ -12,7 +12,6 @@ Seeds and sequences are resampled together (hierarchical bootstrap), the same on
 share of the gap between baseline and reference that each arm closes is given where the gap's interval excludes zero.
 """
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,47 +24,42 @@ from transformers.utils import logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from example_utils import (  # noqa: E402
-    parse_arguments,
-    run_script,
-    show_progress_messages,
-    write_text_atomically,
+from comparison_utils import (  # noqa: E402
+    ComparisonArguments,
+    check_arms,
+    compare_with_baseline,
+    interval,
+    signed,
+    split_arms,
+    write_report,
 )
+from example_utils import parse_arguments, run_script, show_progress_messages  # noqa: E402
 
 
 logger = logging.get_logger("compare_runs")
 
 
-@dataclass
-class ComparisonArguments:
-    """Which runs to compare, and how."""
+@dataclass(kw_only=True)
+class MaskedLmComparisonArguments(ComparisonArguments):
+    """Which masked language modeling runs to compare, and how."""
 
-    runs: list[str] = field(metadata={"help": "Arms as NAME=FOLDER,FOLDER,… with one folder a seed."})
-    baseline: str = field(metadata={"help": "The arm that the others are compared with."})
     reference: str | None = field(
         default=None, metadata={"help": "An arm such as the stand-alone network: what closing the gap means."}
     )
     architecture: str = field(
         default="largest", metadata={"help": "Panel architecture to compare; a run with one architecture has only it."}
     )
-    output: str | None = field(default=None, metadata={"help": "JSON file to write."})
-    resamples: int = field(default=2000, metadata={"help": "Bootstrap resamples."})
-    confidence: float = field(default=0.95, metadata={"help": "Coverage of the intervals."})
-    seed: int = field(default=0, metadata={"help": "Seed of the resampling."})
 
 
-def read_arm(text: str, architecture: str) -> tuple[str, np.ndarray, np.ndarray]:
+def read_arm(folders: Sequence[str], architecture: str) -> tuple[np.ndarray, np.ndarray]:
     """
-    Name, summed losses and counts of an arm, of shape `(seeds, sequences)`.
+    Summed losses and counts of an arm, of shape `(seeds, sequences)`.
 
     Raises:
-        ValueError: if the text has no name or folder, or a run lacks the architecture.
+        ValueError: if a run has no losses, or lacks the architecture.
     """
-    name, separator, folders = text.partition("=")
-    if not separator or not name or not folders:
-        raise ValueError(f"An arm is NAME=FOLDER,FOLDER,…, got {text!r}.")
     losses, counts = [], []
-    for folder in folders.split(","):
+    for folder in folders:
         path = Path(folder) / "row_losses.safetensors"
         if not path.is_file():
             raise ValueError(f"{str(path)!r} does not exist; train that run with --save_row_losses.")
@@ -76,7 +70,7 @@ def read_arm(text: str, architecture: str) -> tuple[str, np.ndarray, np.ndarray]
             raise ValueError(f"The run {folder!r} has the architectures {names}, not {architecture!r}.")
         losses.append(tensors[f"{chosen}.loss"].astype(np.float64))
         counts.append(tensors[f"{chosen}.count"].astype(np.float64))
-    return name, np.stack(losses), np.stack(counts)
+    return np.stack(losses), np.stack(counts)
 
 
 def resampled_means(
@@ -110,48 +104,35 @@ def resampled_means(
     return means, replicates
 
 
-def compare(arguments: ComparisonArguments) -> dict:
+def compare(arguments: MaskedLmComparisonArguments) -> dict:
     """The results as the JSON file holds them."""
-    arms = {}
-    for text in arguments.runs:
-        name, losses, counts = read_arm(text, arguments.architecture)
-        arms[name] = (losses, counts)
-    for wanted in (arguments.baseline, arguments.reference):
-        if wanted is not None and wanted not in arms:
-            raise ValueError(f"No arm is called {wanted!r}; the arms are {sorted(arms)}.")
+    arms = {name: read_arm(folders, arguments.architecture) for name, folders in split_arms(arguments.runs).items()}
+    baseline, reference, confidence = arguments.baseline, arguments.reference, arguments.confidence
+    check_arms([baseline] if reference is None else [baseline, reference], arms)
     means, replicates = resampled_means(arms, arguments.resamples, arguments.seed)
-    tail = 100 * (1 - arguments.confidence) / 2
-
-    def interval(values: np.ndarray) -> list[float]:
-        return [float(edge) for edge in np.percentile(values, [tail, 100 - tail])]
-
-    baseline, reference = arguments.baseline, arguments.reference
     gap_is_real = False
     if reference is not None:
         gap = replicates[baseline] - replicates[reference]
-        low, high = interval(gap)
+        low, high = interval(gap, confidence)
         gap_is_real = low > 0 or high < 0
     results = {}
     for name, (losses, counts) in arms.items():
         per_seed = losses.sum(axis=1) / counts.sum(axis=1)
-        entry = {
-            "loss": means[name],
-            "loss_interval": interval(replicates[name]),
-            "loss_per_seed": [float(value) for value in per_seed],
-            "minus_baseline": means[name] - means[baseline],
-            "minus_baseline_interval": interval(replicates[name] - replicates[baseline]),
-        }
+        entry = compare_with_baseline(
+            "loss", means[name], replicates[name], (means[baseline], replicates[baseline]), confidence
+        )
+        entry["loss_per_seed"] = [float(value) for value in per_seed]
         if gap_is_real and name not in (baseline, reference):
             closed = (replicates[baseline] - replicates[name]) / gap
             entry["gap_closed"] = (means[baseline] - means[name]) / (means[baseline] - means[reference])
-            entry["gap_closed_interval"] = interval(closed)
+            entry["gap_closed_interval"] = interval(closed, confidence)
         results[name] = entry
     return {
         "metric": "validation loss in nats, token-weighted",
         "architecture": arguments.architecture,
         "baseline": baseline,
         "reference": reference,
-        "confidence": arguments.confidence,
+        "confidence": confidence,
         "seeds": int(next(iter(arms.values()))[0].shape[0]),
         "sequences": int(next(iter(arms.values()))[0].shape[1]),
         "arms": results,
@@ -160,17 +141,13 @@ def compare(arguments: ComparisonArguments) -> dict:
 
 def as_markdown(report: dict) -> str:
     """The report as a table."""
-
-    def signed(value: float, edges: list[float], digits: int = 4) -> str:
-        return f"{value:+.{digits}f} [{edges[0]:+.{digits}f}, {edges[1]:+.{digits}f}]"
-
     lines = [
         f"| arm ({report['architecture']}) | loss | minus {report['baseline']} | gap closed |",
         "|---|---|---|---|",
     ]
     for name, entry in report["arms"].items():
         difference = (
-            "" if name == report["baseline"] else signed(entry["minus_baseline"], entry["minus_baseline_interval"])
+            "" if name == report["baseline"] else signed(entry["minus_baseline"], entry["minus_baseline_interval"], 4)
         )
         closed = ""
         if "gap_closed" in entry:
@@ -181,12 +158,11 @@ def as_markdown(report: dict) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> dict:
-    (parsed,) = parse_arguments(ComparisonArguments, arguments, description=__doc__.split("\n")[1])
+    (parsed,) = parse_arguments(MaskedLmComparisonArguments, arguments, description=__doc__.split("\n")[1])
     show_progress_messages(logger)
     report = compare(parsed)
     logger.info("\n" + as_markdown(report))
-    if parsed.output is not None:
-        write_text_atomically(parsed.output, json.dumps(report, indent=2) + "\n")
+    write_report(report, parsed.output)
     return report
 
 

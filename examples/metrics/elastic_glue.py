@@ -67,6 +67,34 @@ def correlation(predictions: np.ndarray, references: np.ndarray, rank: bool) -> 
     return value if np.isfinite(value) else 0.0
 
 
+def task_scores(task: str, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+    """
+    The metrics of one task, one of `CONFIGURATIONS`.
+
+    Args:
+        task (`str`): The task.
+        predictions (`np.ndarray` of shape `(rows,)`): Class numbers, or for stsb and regression numbers.
+        references (`np.ndarray` of shape `(rows,)`): The labels, in the same form.
+    """
+    if task == "cola":
+        # Of one class only, it is undefined, and scikit-learn warns in some of these cases.
+        constant = np.ptp(predictions) == 0 or np.ptp(references) == 0
+        return {"matthews_correlation": 0.0 if constant else float(matthews_corrcoef(references, predictions))}
+    if task in REGRESSION_TASKS:
+        pearson, spearman = (correlation(predictions, references, rank) for rank in (False, True))
+        scores = {"pearson": pearson, "spearmanr": spearman, "combined_score": (pearson + spearman) / 2}
+        if task == "regression":
+            errors = predictions - references
+            scores["mean_squared_error"] = float(np.mean(errors**2))
+            scores["mean_absolute_error"] = float(np.mean(np.abs(errors)))
+        return scores
+    scores = {"accuracy": float(accuracy_score(references, predictions))}
+    if task in F1_TASKS:
+        scores["f1"] = f1_of_class_one(predictions, references)
+        scores["combined_score"] = (scores["accuracy"] + scores["f1"]) / 2
+    return scores
+
+
 class ElasticGlue(evaluate.Metric):
     """The metrics of one task; its name is the configuration."""
 
@@ -87,23 +115,6 @@ class ElasticGlue(evaluate.Metric):
         )
 
     def _compute(self, predictions: list, references: list) -> dict[str, float]:
-        predictions, references = np.asarray(predictions), np.asarray(references)
         if len(predictions) == 0:
             raise ValueError(f"There are no predictions to compute the metrics of {self.config_name} from.")
-        if self.task == "cola":
-            # Of one class only, it is undefined, and scikit-learn warns in some of these cases.
-            constant = np.ptp(predictions) == 0 or np.ptp(references) == 0
-            return {"matthews_correlation": 0.0 if constant else float(matthews_corrcoef(references, predictions))}
-        if self.task in REGRESSION_TASKS:
-            pearson, spearman = (correlation(predictions, references, rank) for rank in (False, True))
-            scores = {"pearson": pearson, "spearmanr": spearman, "combined_score": (pearson + spearman) / 2}
-            if self.task == "regression":
-                errors = predictions - references
-                scores["mean_squared_error"] = float(np.mean(errors**2))
-                scores["mean_absolute_error"] = float(np.mean(np.abs(errors)))
-            return scores
-        scores = {"accuracy": float(accuracy_score(references, predictions))}
-        if self.task in F1_TASKS:
-            scores["f1"] = f1_of_class_one(predictions, references)
-            scores["combined_score"] = (scores["accuracy"] + scores["f1"]) / 2
-        return scores
+        return task_scores(self.task, np.asarray(predictions), np.asarray(references))

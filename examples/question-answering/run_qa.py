@@ -164,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         trainer.save_model()
     if "validation" in windows:
         if model_arguments.sharcs:
-            results, predictions = measure(trainer, windows["validation"], options, "f1")
+            results, predictions, _ = measure(trainer, windows["validation"], options, "f1")
             logits = predictions.select(trainer.chosen_widths(predictions).numpy())
         else:
             output = trainer.predict(windows["validation"], metric_key_prefix="eval")

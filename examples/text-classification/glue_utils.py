@@ -20,7 +20,7 @@ import re
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ import evaluate
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset, load_from_disk
 from datasets.fingerprint import Hasher
+from safetensors.numpy import save_file
 from transformers import (
     DataCollatorWithPadding,
     EvalPrediction,
@@ -59,7 +60,9 @@ __all__ = [
     "main_metric",
     "make_collator",
     "match_labels",
+    "official_classes",
     "preprocess",
+    "save_predictions",
     "set_model_labels",
     "write_glue_submission",
     "write_test_predictions",
@@ -1097,9 +1100,7 @@ def glue_compute_metrics(
 
     official = None
     if task_name is not None and label_names is not None and not is_regression:
-        names = TASKS[_plain(task_name)].label_names
-        # A class that the task does not have, but the model does, is wrong wherever it is predicted.
-        official = np.asarray([names.index(name) if name in names else len(names) for name in label_names])
+        official = official_classes(task_name, label_names)
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         logits = prediction.predictions
@@ -1113,6 +1114,15 @@ def glue_compute_metrics(
         return metric.compute(predictions=predicted, references=labels)
 
     return compute_metrics
+
+
+def official_classes(task_name: str, label_names: Sequence[str]) -> np.ndarray:
+    """
+    The official number of each class of a model. One that the model has, but not the task, gets a number of its own,
+    which is wrong wherever it is predicted.
+    """
+    names = TASKS[_plain(task_name)].label_names
+    return np.asarray([names.index(name) if name in names else len(names) for name in label_names])
 
 
 def write_glue_submission(
@@ -1172,6 +1182,17 @@ def make_collator(tokenizer: PreTrainedTokenizerBase, data: DataArguments, half_
     if data.pad_to_max_length:
         return default_data_collator
     return DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8 if half_precision else None)
+
+
+def save_predictions(path: Path, tensors: Mapping[str, np.ndarray], label_names: Sequence[str] | None) -> None:
+    """
+    Writes logits, and what belongs to them, to a safetensors file; the names of the classes, in the order of the
+    logits, are in its metadata under `label_names`, as JSON.
+    """
+    metadata = None if label_names is None else {"label_names": json.dumps(list(label_names))}
+    temporary = path.with_name(f".{path.name}.partial")
+    save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, temporary, metadata)
+    temporary.replace(path)
 
 
 def write_test_predictions(

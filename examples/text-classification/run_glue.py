@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.numpy import save_file
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -44,6 +43,7 @@ from glue_utils import (  # noqa: E402
     make_collator,
     match_labels,
     preprocess,
+    save_predictions,
     set_model_labels,
     write_test_predictions,
 )
@@ -205,9 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         results |= metrics
         if model_arguments.save_predictions and trainer.is_world_process_zero():
             tensors = {"logits": first(found.predictions), "labels": found.label_ids}
-            temporary = output / f".predictions{suffix}.partial"
-            save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, temporary)
-            temporary.replace(output / f"predictions{suffix}.safetensors")
+            save_predictions(output / f"predictions{suffix}.safetensors", tensors, ordered)
     if training_arguments.do_predict:
         write_test_predictions(trainer, splits, data_arguments, ordered, output)
     return results

@@ -41,6 +41,7 @@ from glue_utils import (  # noqa: E402
     make_collator,
     match_labels,
     preprocess,
+    save_predictions,
     set_model_labels,
     write_test_predictions,
 )
@@ -51,6 +52,7 @@ from sharcs_utils import (  # noqa: E402
     load_sharcs_model,
     longest_input,
     measure,
+    routed_logits,
     save,
     train,
 )
@@ -78,7 +80,11 @@ class ModelArguments:
         default=None, metadata={"help": "A model fine-tuned on the same task, instead of the widest path, as teacher."}
     )
     save_predictions: bool = field(
-        default=False, metadata={"help": "Write each validation row's prediction and the width that it took."}
+        default=False,
+        metadata={
+            "help": "Write each validation row's prediction and the width that it took to predictions.tsv, and the "
+            "logits at each compute budget and width to predictions.safetensors."
+        },
     )
     evaluate_only: bool = field(default=False, metadata={"help": "Calibrate and measure a SHARCS model, no training."})
 
@@ -104,7 +110,7 @@ def load_model(arguments: ModelArguments, options: SharcsOptions, data: DataArgu
     )
 
 
-def write_predictions(path: Path, rows, trainer: SharcsTrainer, predictions: WidthPredictions, names) -> None:
+def write_prediction_table(path: Path, rows, trainer: SharcsTrainer, predictions: WidthPredictions, names) -> None:
     """A table of the rows' texts and labels, with the prediction at the current price and the width taken."""
     chosen = trainer.chosen_widths(predictions)
     logits = predictions.select(chosen.numpy())
@@ -190,10 +196,12 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     for name in ("validation", "validation_mismatched"):
         if name in splits:
             suffix = "_mm" if name.endswith("mismatched") else ""
-            found, predictions = measure(trainer, splits[name], options, metric, suffix)
+            found, predictions, prices = measure(trainer, splits[name], options, metric, suffix)
             results |= found
             if model_arguments.save_predictions and trainer.is_world_process_zero():
-                write_predictions(output / f"predictions{suffix}.tsv", raw[name], trainer, predictions, ordered)
+                write_prediction_table(output / f"predictions{suffix}.tsv", raw[name], trainer, predictions, ordered)
+                tensors = {"labels": predictions.label_ids, **routed_logits(trainer, predictions, prices)}
+                save_predictions(output / f"predictions{suffix}.safetensors", tensors, ordered)
     if training_arguments.do_predict:
         write_test_predictions(trainer, splits, data_arguments, ordered, output)
     return results
