@@ -1,0 +1,153 @@
+# Copyright 2026 The elastic-encoders authors.
+# Licensed under the Apache License, Version 2.0; see the LICENSE file.
+"""examples/architecture-search/run_search.py, from its flags to what it writes; in two processes too."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import DatasetDict
+from test_distributed_mos import torchrun
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+from modeling_mos import MosForMaskedLM
+from script_utils import contents, read_json, to_flags
+from training_utils import make_rows, make_supernet
+
+
+SCRIPT = Path(__file__).resolve().parents[1] / "examples" / "architecture-search" / "run_search.py"
+SPACE = {"hidden_sizes": [16, 24, 36, 48]}
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory, tiny_tokenizer) -> dict:
+    """A supernet, prepared data, and flags of a search that takes seconds."""
+    folder = tmp_path_factory.mktemp("search")
+    model = make_supernet(tiny_tokenizer, search_space=SPACE, routing="layer")
+    model.save_pretrained(folder / "supernet")
+    DatasetDict({"train": make_rows(tiny_tokenizer, 3), "validation": make_rows(tiny_tokenizer, 60)}).save_to_disk(
+        folder / "data"
+    )
+    tiny_tokenizer.save_pretrained(folder / "data" / "tokenizer")
+    sizes = [model.count_parameters(getattr(model.search_space, name)()) for name in ("smallest", "largest")]
+    return {
+        "model_name_or_path": folder / "supernet",
+        "dataset_path": folder / "data",
+        "max_parameters": sum(sizes) // 2,
+        "sequence_length": 16,
+        "eval_batch_size": 8,
+        "population_size": 12,
+        "parent_size": 4,
+        "mutation_size": 6,
+        "crossover_size": 6,
+        "num_rounds": 2,
+        "first_slice": 10,
+        "num_finalists": 3,
+        "use_cpu": True,
+        "show_progress": False,
+    }
+
+
+@pytest.fixture
+def run_search(load_example):
+    module = load_example("architecture-search/run_search.py")
+    return lambda settings: module.main(to_flags(settings))
+
+
+def test_search_from_flags_to_files(run_search, settings, tmp_path):
+    results = run_search({**settings, "output_dir": tmp_path})
+    assert read_json(tmp_path / "front.json") == results
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "front.json",
+        "front.png",
+        "results.jsonl",
+        "subnet",
+        "supernet",
+    }
+    assert results["constraints"] == {"max_parameters": settings["max_parameters"], "sequence_length": 16}
+    assert results["best"]["parameters"] <= settings["max_parameters"] and results["best"]["rows"] == 60
+    cost = results["cost"]
+    assert cost["sequences"] < cost["sequences_of_full_evaluation"] == 60 * cost["candidates"]
+    subnet = AutoModelForMaskedLM.from_pretrained(tmp_path / "subnet")
+    assert subnet.num_parameters() == results["best"]["parameters"]
+    assert list(subnet.config.hidden_sizes) == results["best"]["architecture"]["hidden_sizes"]
+    AutoTokenizer.from_pretrained(tmp_path / "subnet")
+    supernet = MosForMaskedLM.from_pretrained(tmp_path / "supernet")
+    found = supernet.extract_subnet(max_parameters=settings["max_parameters"])
+    ids = torch.arange(5, 16)[None]
+    torch.testing.assert_close(found.eval()(ids).logits, subnet.eval()(ids).logits)
+    # The same command again evaluates nothing and writes the same.
+    before = (tmp_path / "results.jsonl").read_bytes()
+    assert run_search({**settings, "output_dir": tmp_path}) == results
+    assert (tmp_path / "results.jsonl").read_bytes() == before
+
+
+def test_a_front_against_latency(run_search, settings, tmp_path):
+    latency = {"trade_off": "latency", "latency_batch_size": 2, "latency_rounds": 1, "max_parameters": None}
+    results = run_search({**settings, **latency, "output_dir": tmp_path})
+    check = results["latency_check"]
+    assert len(check["predicted_milliseconds"]) == len(check["measured_milliseconds"]) > 2
+    assert 0 <= check["mean_relative_error"] <= check["largest_relative_error"]
+    prices = [entry["latency"] for entry in results["front"]]
+    assert prices == sorted(prices) and len({entry["name"] for entry in results["front"]}) == len(prices) > 1
+    table = (tmp_path / "latency.json").read_bytes()
+    again = run_search({**settings, **latency, "output_dir": tmp_path})
+    assert (tmp_path / "latency.json").read_bytes() == table and again["front"] == results["front"]
+    with pytest.raises(ValueError, match="was measured with batch_size=2, this search has 3; delete the file"):
+        run_search({**settings, **latency, "latency_batch_size": 3, "output_dir": tmp_path})
+
+
+@pytest.mark.distributed
+def test_two_processes_find_what_one_finds(run_search, settings, tmp_path):
+    run_search({**settings, "output_dir": tmp_path / "one"})
+    torchrun(str(SCRIPT), *to_flags({**settings, "output_dir": tmp_path / "two"}))
+    one, two = (contents(tmp_path / name) for name in ("one", "two"))
+    for name in ("results.jsonl", "front.json"):
+        assert one[name] == two[name], name
+
+
+def test_a_killed_search_continues(run_search, settings, tmp_path):
+    run_search({**settings, "output_dir": tmp_path / "whole"})
+    flags = to_flags({**settings, "output_dir": tmp_path / "killed"})
+    with open(tmp_path / "log", "wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, str(SCRIPT), *flags], stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+        path = tmp_path / "killed" / "results.jsonl"
+        deadline = time.monotonic() + 240
+        while not path.exists() or path.read_bytes().count(b"\n") < 6:
+            assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()[-3000:]
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    run_search({**settings, "output_dir": tmp_path / "killed"})
+    whole, killed = (contents(tmp_path / name) for name in ("whole", "killed"))
+    for name in ("results.jsonl", "front.json"):
+        assert whole[name] == killed[name], name
+
+
+def test_bad_input_gets_a_sentence(run_search, settings, tmp_path, tiny_tokenizer):
+    settings = {**settings, "output_dir": tmp_path / "out"}
+    with pytest.raises(ValueError, match=r"No architecture .* parameters in .* \(nearest reachable: "):
+        run_search({**settings, "max_parameters": 1_000})
+    with pytest.raises(ValueError, match="is not a prepared data folder; write one with prepare_pretraining_data.py"):
+        run_search({**settings, "dataset_path": tmp_path})
+    DatasetDict({"train": make_rows(tiny_tokenizer, 3)}).save_to_disk(tmp_path / "data")
+    with pytest.raises(ValueError, match=r"has the splits \['train'\], none of them is 'validation'"):
+        run_search({**settings, "dataset_path": tmp_path / "data"})
+    supernet = MosForMaskedLM.from_pretrained(settings["model_name_or_path"])
+    small = make_supernet(tiny_tokenizer, vocab_size=50)
+    small.save_pretrained(tmp_path / "small")
+    with pytest.raises(ValueError, match="vocabulary has 50 entries, the tokenizer [0-9]+; the data was prepared for"):
+        run_search({**settings, "model_name_or_path": tmp_path / "small"})
+    # A search in the folder of another supernet's search.
+    run_search({**settings, "num_rounds": 0})
+    supernet.lm_head.decoder.bias.data += 1
+    supernet.save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match="holds the results of another search: its supernet is"):
+        run_search({**settings, "model_name_or_path": tmp_path / "other"})
