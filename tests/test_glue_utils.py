@@ -335,9 +335,18 @@ def test_held_out_rows(load, own_files):
     held_out = splits["validation"]["sentence1"][:]
     assert load(**options)["validation"]["sentence1"][:] == held_out
     assert load(seed=1, **options)["validation"]["sentence1"][:] != held_out
-    # A calibration split moves no row of the validation split.
+    # A calibration split moves no row of the validation split, nor does one for selection.
     alone = load(train_file=path, validation_split_percentage=10)
     assert alone["validation"]["sentence1"][:] == held_out
+    more = load(**options, selection_split_percentage=25)
+    assert {name: len(rows) for name, rows in more.items()} == {
+        "train": 18,
+        "validation": 4,
+        "calibration": 8,
+        "selection": 10,
+    }
+    assert all(more[name]["sentence1"][:] == splits[name]["sentence1"][:] for name in ("validation", "calibration"))
+    assert len({text for rows in more.values() for text in rows["sentence1"][:]}) == 40
 
 
 def test_limits(load, own_files):

@@ -9,6 +9,8 @@ from pathlib import Path
 
 
 SUPPORTED_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl")
+# Splits that may be taken out of the training rows, in this order: asking for a later one changes no earlier one.
+HELD_OUT_SPLITS = ("validation", "calibration", "selection")
 # What the columns of text are called once the rows are loaded.
 TEXT_COLUMNS = ("sentence1", "sentence2")
 
@@ -167,6 +169,13 @@ class DataArguments:
             "be fitted neither on training nor on validation rows, such as the budgets of a SHARCS router."
         },
     )
+    selection_split_percentage: float | None = field(
+        default=None,
+        metadata={
+            "help": "The share of the training rows, in percent, to hold out as a split 'selection', by which epochs "
+            "and configurations are chosen, so that the validation rows have no part in the choice."
+        },
+    )
     max_seq_length: int = field(
         default=128, metadata={"help": "The longest input in tokens, special tokens included; the rest is cut off."}
     )
@@ -176,7 +185,8 @@ class DataArguments:
     )
     max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first training rows."})
     max_eval_samples: int | None = field(
-        default=None, metadata={"help": "Use only the first rows of each validation split and of a calibration split."}
+        default=None,
+        metadata={"help": "Use only the first rows of each split that is neither for training nor for predictions."},
     )
     max_predict_samples: int | None = field(default=None, metadata={"help": "Use only the first rows to predict."})
     preprocessing_num_workers: int | None = field(default=None, metadata={"help": "How many processes tokenize."})
@@ -240,7 +250,8 @@ class DataArguments:
                     f"regression={self.regression}, but {self.task_name} is {kind} task; leave regression out."
                 )
         held_out = 0.0
-        for name in ("validation_split_percentage", "calibration_split_percentage"):
+        for name in HELD_OUT_SPLITS:
+            name = f"{name}_split_percentage"
             value = getattr(self, name)
             if value is None:
                 continue
@@ -251,8 +262,8 @@ class DataArguments:
             held_out += value
         if held_out >= 100:
             raise ValueError(
-                f"validation_split_percentage and calibration_split_percentage add up to {held_out:g}; they must stay "
-                "below 100, so that rows to train on are left."
+                f"The split percentages add up to {held_out:g}; they must stay below 100, so that rows to train on "
+                "are left."
             )
         if self.max_seq_length < 4:
             raise ValueError(f"max_seq_length={self.max_seq_length} leaves no room for text; use at least 4.")

@@ -18,7 +18,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset, load_from_disk
 from transformers.utils import logging
 
-from glue_arguments import TEXT_COLUMNS, DataArguments
+from glue_arguments import HELD_OUT_SPLITS, TEXT_COLUMNS, DataArguments
 from glue_files import Rows, count_rows, find_task_files, read_json, read_table
 
 
@@ -324,8 +324,8 @@ def load_task_datasets(arguments: DataArguments, seed: int = 42) -> DatasetDict:
         seed (`int`, *optional*, defaults to 42): Decides which training rows are held out, where that is asked for.
 
     Returns:
-        `DatasetDict`: The splits `train`, `validation`, `validation_mismatched` (MNLI), `calibration`, `test` and
-        `test_mismatched` that are there. The columns are `sentence1`, for pairs `sentence2`, and `label`: a
+        `DatasetDict`: The splits `train`, `validation`, `validation_mismatched` (MNLI), `calibration`, `selection`,
+        `test` and `test_mismatched` that are there. The columns are `sentence1`, for pairs `sentence2`, and `label`: a
         `ClassLabel` that holds the names, or `float32` for regression; a test split may have none.
 
     Raises:
@@ -350,7 +350,7 @@ def load_task_datasets(arguments: DataArguments, seed: int = 42) -> DatasetDict:
             f"The split {two!r} holds pairs, but {one!r} single texts; name the columns of both with text_columns."
         )
 
-    for name in ("validation", "calibration"):
+    for name in HELD_OUT_SPLITS:
         percentage = getattr(arguments, f"{name}_split_percentage")
         if percentage is None:
             continue
@@ -382,7 +382,7 @@ def _hold_out(splits: DatasetDict, arguments: DataArguments, seed: int) -> None:
     count = len(splits["train"])
     taken: set[int] = set()
     parts = {}
-    for name in ("validation", "calibration"):
+    for name in HELD_OUT_SPLITS:
         percentage = getattr(arguments, f"{name}_split_percentage")
         if percentage is None:
             continue

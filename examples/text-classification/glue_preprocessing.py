@@ -13,6 +13,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict
 from datasets.fingerprint import Hasher
 from transformers import (
+    AutoTokenizer,
     DataCollatorWithPadding,
     PreTrainedConfig,
     PreTrainedTokenizerBase,
@@ -110,6 +111,36 @@ def set_model_labels(config: PreTrainedConfig, label_names: Sequence[str] | None
         config.id2label = dict(enumerate(label_names))
         config.label2id = {name: number for number, name in enumerate(label_names)}
         config.problem_type = "single_label_classification"
+
+
+def load_tokenizer(name: str, vocab_size: int) -> PreTrainedTokenizerBase:
+    """
+    Loads the tokenizer of a model.
+
+    Args:
+        name (`str`): A Hub name or a folder.
+        vocab_size (`int`): How many entries the model's embeddings have.
+
+    Raises:
+        ValueError: There is none, or it has more entries than the model.
+    """
+    advice = (
+        "Save the one that the model was pre-trained with there, AutoTokenizer.from_pretrained(…).save_pretrained(…), "
+        "or, for the model to be trained, name it with tokenizer_name."
+    )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"There is no tokenizer in {name!r}. {advice}") from error
+    # Of some families, a folder without files gives a tokenizer that knows nothing.
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise ValueError(f"There is no tokenizer in {name!r}, or one without words. {advice}")
+    if len(tokenizer) > vocab_size:
+        raise ValueError(
+            f"The tokenizer in {name!r} has {len(tokenizer):,} entries, the model only {vocab_size:,}: it is another "
+            f"model's. {advice}"
+        )
+    return tokenizer
 
 
 def preprocess(

@@ -20,7 +20,13 @@ from glue_arguments import TASKS, DataArguments, GlueTask  # noqa: E402
 from glue_data import get_label_names, is_regression, load_task_datasets  # noqa: E402
 from glue_files import find_task_files  # noqa: E402
 from glue_metrics import glue_compute_metrics, main_metric  # noqa: E402
-from glue_preprocessing import make_collator, match_labels, preprocess, set_model_labels  # noqa: E402
+from glue_preprocessing import (  # noqa: E402
+    load_tokenizer,
+    make_collator,
+    match_labels,
+    preprocess,
+    set_model_labels,
+)
 from glue_submission import write_glue_submission, write_test_predictions  # noqa: E402
 
 
@@ -33,6 +39,7 @@ __all__ = [
     "glue_compute_metrics",
     "is_regression",
     "load_task_datasets",
+    "load_tokenizer",
     "main_metric",
     "make_collator",
     "match_labels",
