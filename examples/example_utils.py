@@ -14,6 +14,7 @@ from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ def parse_arguments(
         FileNotFoundError: The argument file does not exist.
     """
     types = [dataclass_types] if isinstance(dataclass_types, type) else list(dataclass_types)
-    parser = HfArgumentParser(types, description=description, allow_abbrev=False)
+    parser = _make_parser(tuple(types), description)
     known = argument_names(types)
     arguments = expand_argument_file(sys.argv[1:] if arguments is None else arguments, known)
     # Asked for first, because a misspelt option is often the reason why the values are not valid together.
@@ -95,11 +96,17 @@ def parse_given_arguments(dataclass_types: Sequence[type], arguments: Sequence[s
     """
     known = argument_names(dataclass_types)
     arguments = expand_argument_file(sys.argv[1:] if arguments is None else arguments, known)
-    parser = HfArgumentParser(dataclass_types, allow_abbrev=False)
+    parser = _make_parser(tuple(dataclass_types))
     absent = object()  # What the parser finds in place, it leaves, unless the command line sets it.
     namespace, unknown = parser.parse_known_args(arguments, Namespace(**dict.fromkeys(known, absent)))
     _check_unknown(unknown, known)
     return {name: value for name, value in vars(namespace).items() if value is not absent}
+
+
+@cache
+def _make_parser(dataclass_types: tuple[type, ...], description: str | None = None) -> HfArgumentParser:
+    """Making a parser takes ten times as long as parsing, which who reads many command lines would feel."""
+    return HfArgumentParser(dataclass_types, description=description, allow_abbrev=False)
 
 
 def argument_names(dataclass_types: Sequence[type]) -> list[str]:

@@ -32,6 +32,7 @@ from script_utils import (
     saved_weights,
     to_flags,
     write_table,
+    write_task_folder,
 )
 from synthetic_data import generate_classification
 from testing_utils import randomise_, tiny_sharcs, tiny_subnet_config, tiny_supernet
@@ -39,6 +40,7 @@ from training_utils import NO_DROPOUT, folders, largest_change
 
 
 SENTENCES = [(row["sentence"], ("bad", "good")[row["label"]]) for row in generate_classification(90, seed=1)]
+TEXTS = [text for text, _ in SENTENCES]
 RTE_HEADER = ["index", "sentence1", "sentence2", "label"]
 RTE_LABELS = ("entailment", "not_entailment")
 
@@ -330,26 +332,6 @@ def test_pairs_with_the_label_order_of_the_teacher(run, tokenizer, models, tmp_p
 # ---- every GLUE task, and a start from another one ------------------------------------------------------------------
 
 
-def task_folder(folder: Path, task) -> Path:
-    """The classic files of a task with a few rows, tests included; every class is there."""
-    texts = [text for text, _ in SENTENCES]
-    names = [*task.text_columns, task.label_column]
-    splits = {"train": 24, "dev": 9, "test": 7}
-    if task.name == "MNLI":
-        splits = {"train": 24, "dev_matched": 9, "dev_mismatched": 8, "test_matched": 7, "test_mismatched": 6}
-    for split, count in splits.items():
-        rows, header = [], names
-        for row in range(count):
-            label = f"{row % 11 * 0.5:.3f}" if task.is_regression else task.file_labels[row % len(task.file_labels)]
-            rows.append((*(texts[row + 30 * place] for place in range(len(task.text_columns))), label))
-        if split.startswith("test"):
-            header, rows = ["index", *names[:-1]], [(row, *columns[:-1]) for row, columns in enumerate(rows)]
-        elif task.columns:  # no header
-            header, rows = None, [("source", label, "", text) for text, label in rows]
-        write_table(folder / task.name / f"{split}.tsv", header, rows)
-    return folder
-
-
 @pytest.mark.parametrize(
     "name, metrics, predicted",
     [
@@ -374,7 +356,7 @@ def test_every_task_with_its_metrics_and_submission(script, run, tmp_path, name,
         train_file=None,
         validation_file=None,
         task_name=name,
-        data_dir=str(task_folder(tmp_path / "glue", task)),
+        data_dir=str(write_task_folder(tmp_path / "glue", TEXTS, task)),
         num_train_epochs=1,
         do_predict=True,
     )
@@ -399,7 +381,7 @@ def mnli_student(script, settings, models, tmp_path_factory) -> Path:
     """A subnet that was fine-tuned on MNLI."""
     folder = tmp_path_factory.mktemp("mnli")
     data = {"train_file": None, "validation_file": None, "task_name": "mnli"}
-    data["data_dir"] = str(task_folder(folder / "glue", script.DataArguments(task_name="mnli").task))
+    data["data_dir"] = str(write_task_folder(folder / "glue", TEXTS, script.DataArguments(task_name="mnli").task))
     options = {"model_name_or_path": str(models / "subnet"), "num_train_epochs": 1, "save_strategy": "no"}
     script.main(to_flags({**settings, **data, **options, "output_dir": str(folder / "student")}))
     return folder / "student"
@@ -412,7 +394,7 @@ def test_a_start_from_mnli_keeps_all_but_the_classifier(script, run, mnli_studen
         train_file=None,
         validation_file=None,
         task_name=name,
-        data_dir=str(task_folder(tmp_path / "glue", script.DataArguments(task_name=name).task)),
+        data_dir=str(write_task_folder(tmp_path / "glue", TEXTS, script.DataArguments(task_name=name).task)),
         num_train_epochs=1,
         learning_rate=0.0,
     )
