@@ -282,7 +282,7 @@ def test_means_and_the_best_configuration(sweep, pretend, tmp_path, caplog):
         ("eval_accuracy", "0.775", "True"),
         ("eval_loss", "0.5", "True"),
     ]
-    assert "eval_accuracy 0.7750 ± 0.0354, 2 runs" in caplog.text and "which flatters it" in caplog.text
+    assert "eval_accuracy 0.7750 ± 0.0354, runs: 2" in caplog.text and "which flatters it" in caplog.text
 
 
 def test_a_run_that_diverged_or_failed(sweep, pretend, tmp_path, caplog):

@@ -446,7 +446,7 @@ def report_best(task: str, summary: Sequence[Mapping[str, Any]]) -> None:
     found = best["metrics"][name] if name in best["metrics"] else best["score"]
     deviation = found["standard_deviation"]
     spread = "" if deviation is None else f" ± {deviation:.4f}"
-    logger.info(f"{task}: {best['configuration']}: {name} {found['mean']:.4f}{spread}, {best['runs']} runs")
+    logger.info(f"{task}: {best['configuration']}: {name} {found['mean']:.4f}{spread}, runs: {best['runs']}")
     if len(summary) > 1 and best["score_name"] == name:
         logger.warning(
             f"The configuration for {task} was chosen by the rows that this score is of, which flatters it; "
