@@ -10,9 +10,11 @@ import os
 import string
 import sys
 import unicodedata
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,11 +31,15 @@ from transformers import BertTokenizer, HfArgumentParser, PreTrainedModel
 
 
 __all__ = [
+    "argument_names",
+    "expand_argument_file",
     "parse_arguments",
+    "parse_given_arguments",
     "read_lines",
     "run_script",
     "show_progress_messages",
     "start_positions_as_sinusoids",
+    "to_flags",
     "train_wordpiece_tokenizer",
     "write_text_atomically",
 ]
@@ -64,22 +70,78 @@ def parse_arguments(
         FileNotFoundError: The argument file does not exist.
     """
     types = [dataclass_types] if isinstance(dataclass_types, type) else list(dataclass_types)
-    parser = HfArgumentParser(types, description=description, allow_abbrev=False)
-    if arguments is None:
-        arguments = sys.argv[1:]
-    arguments = [str(argument) for argument in arguments]
-    known = [field.name for dataclass_type in types for field in fields(dataclass_type) if field.init]
-    if arguments and arguments[0].endswith(CONFIG_SUFFIXES):
-        path = Path(arguments[0])
-        arguments = _mapping_to_flags(_read_mapping(path), known, path) + arguments[1:]
+    parser = _make_parser(tuple(types), description)
+    known = argument_names(types)
+    arguments = expand_argument_file(sys.argv[1:] if arguments is None else arguments, known)
     # Asked for first, because a misspelt option is often the reason why the values are not valid together.
     _, unknown = parser.parse_known_args(arguments)
+    _check_unknown(unknown, known)
+    return parser.parse_args_into_dataclasses(args=arguments, look_for_args_file=False)
+
+
+def parse_given_arguments(dataclass_types: Sequence[type], arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """
+    Reads what a command line, or its argument file, sets itself, in the types that the dataclasses name: defaults are
+    left out, and the dataclasses are not made.
+
+    Args:
+        dataclass_types (sequence of types): As for [`parse_arguments`].
+        arguments (sequence of `str`, *optional*): The command line without the program; `sys.argv[1:]` if not given.
+
+    Returns:
+        `dict[str, Any]`: The values by name.
+
+    Raises:
+        ValueError: An unknown option or key.
+    """
+    known = argument_names(dataclass_types)
+    arguments = expand_argument_file(sys.argv[1:] if arguments is None else arguments, known)
+    parser = _make_parser(tuple(dataclass_types))
+    absent = object()  # What the parser finds in place, it leaves, unless the command line sets it.
+    namespace, unknown = parser.parse_known_args(arguments, Namespace(**dict.fromkeys(known, absent)))
+    _check_unknown(unknown, known)
+    return {name: value for name, value in vars(namespace).items() if value is not absent}
+
+
+@cache
+def _make_parser(dataclass_types: tuple[type, ...], description: str | None = None) -> HfArgumentParser:
+    """Making a parser takes ten times as long as parsing, which who reads many command lines would feel."""
+    return HfArgumentParser(dataclass_types, description=description, allow_abbrev=False)
+
+
+def argument_names(dataclass_types: Sequence[type]) -> list[str]:
+    """The names of all options of a script."""
+    return [field.name for dataclass_type in dataclass_types for field in fields(dataclass_type) if field.init]
+
+
+def expand_argument_file(arguments: Sequence[str], known: Sequence[str]) -> list[str]:
+    """
+    Puts the content of an argument file, if the command line starts with one, in its place as flags.
+
+    Raises:
+        ValueError: A key that is not among `known`, or a file that is not a flat mapping.
+        FileNotFoundError: The file does not exist.
+    """
+    arguments = [str(argument) for argument in arguments]
+    if not (arguments and arguments[0].endswith(CONFIG_SUFFIXES)):
+        return arguments
+    path = Path(arguments[0])
+    content = _read_mapping(path)
+    for key in content:
+        if key not in known:
+            raise ValueError(
+                f"Unknown key {key!r} in the argument file {str(path)!r}{_suggest(str(key), known)}"
+                " See --help for the list."
+            )
+    return to_flags(content) + arguments[1:]
+
+
+def _check_unknown(unknown: Sequence[str], known: Sequence[str]) -> None:
     if unknown:
         name = next((argument for argument in unknown if argument.startswith("--")), unknown[0]).partition("=")[0]
         raise ValueError(
             f"Unknown argument {name!r}{_suggest(name.lstrip('-'), known, prefix='--')} See --help for the list."
         )
-    return parser.parse_args_into_dataclasses(args=arguments, look_for_args_file=False)
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:
@@ -99,22 +161,17 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     return content
 
 
-def _mapping_to_flags(content: Mapping[str, Any], known: Sequence[str], path: Path) -> list[str]:
-    """Turns the mapping of an argument file into flags. `null` leaves an argument at its default."""
+def to_flags(settings: Mapping[str, Any]) -> list[str]:
+    """Turns options into a command line. `None` leaves an option at its default."""
     flags = []
-    for key, value in content.items():
-        if key not in known:
-            raise ValueError(
-                f"Unknown key {key!r} in the argument file {str(path)!r}{_suggest(str(key), known)}"
-                " See --help for the list."
-            )
+    for name, value in settings.items():
         if value is None:
             continue
         if isinstance(value, list):
             # Separate words are how argparse takes lists; JSON is how it takes what cannot be written as words.
-            flags += [f"--{key}", *(_to_word(item) for item in value)]
+            flags += [f"--{name}", *(_to_word(item) for item in value)]
         else:
-            flags.append(f"--{key}={_to_word(value)}")
+            flags.append(f"--{name}={_to_word(value)}")
     return flags
 
 

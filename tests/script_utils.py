@@ -78,6 +78,25 @@ def write_table(path: Path, header: list[str] | None, rows: list[tuple]) -> str:
     return str(path)
 
 
+def write_task_folder(folder: Path, texts: list[str], task) -> Path:
+    """The classic files of a `GlueTask` with a few rows of some of 84 or more texts; every class is there."""
+    names = [*task.text_columns, task.label_column]
+    splits = {"train": 24, "dev": 9, "test": 7}
+    if task.name == "MNLI":
+        splits = {"train": 24, "dev_matched": 9, "dev_mismatched": 8, "test_matched": 7, "test_mismatched": 6}
+    for split, count in splits.items():
+        rows, header = [], names
+        for row in range(count):
+            label = f"{row % 11 * 0.5:.3f}" if task.is_regression else task.file_labels[row % len(task.file_labels)]
+            rows.append((*(texts[row + 30 * place] for place in range(len(task.text_columns))), label))
+        if split.startswith("test"):
+            header, rows = ["index", *names[:-1]], [(row, *columns[:-1]) for row, columns in enumerate(rows)]
+        elif task.columns:  # no header
+            header, rows = None, [("source", label, "", text) for text, label in rows]
+        write_table(folder / task.name / f"{split}.tsv", header, rows)
+    return folder
+
+
 def read_table(path: Path) -> list[dict[str, str]]:
     with open(path, encoding="utf-8", newline="") as stream:
         return list(csv.DictReader(stream, delimiter="\t" if path.suffix == ".tsv" else ","))

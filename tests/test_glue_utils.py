@@ -319,7 +319,7 @@ def test_rows_are_read_once(glue, load, own_files, monkeypatch):
     path = own_files("train.jsonl", sentences("a", "b"))
     first = load(train_file=path)
     with monkeypatch.context() as patch:
-        patch.setattr(glue, "_read_json", None)
+        patch.setattr("glue_data.read_json", None)
         assert contents(load(train_file=path)["train"]) == contents(first["train"])
     own_files("train.jsonl", sentences("a", "b", "a"))
     assert len(load(train_file=path)["train"]) == 3
@@ -335,9 +335,18 @@ def test_held_out_rows(load, own_files):
     held_out = splits["validation"]["sentence1"][:]
     assert load(**options)["validation"]["sentence1"][:] == held_out
     assert load(seed=1, **options)["validation"]["sentence1"][:] != held_out
-    # A calibration split moves no row of the validation split.
+    # A calibration split moves no row of the validation split, nor does one for selection.
     alone = load(train_file=path, validation_split_percentage=10)
     assert alone["validation"]["sentence1"][:] == held_out
+    more = load(**options, selection_split_percentage=25)
+    assert {name: len(rows) for name, rows in more.items()} == {
+        "train": 18,
+        "validation": 4,
+        "calibration": 8,
+        "selection": 10,
+    }
+    assert all(more[name]["sentence1"][:] == splits[name]["sentence1"][:] for name in ("validation", "calibration"))
+    assert len({text for rows in more.values() for text in rows["sentence1"][:]}) == 40
 
 
 def test_limits(load, own_files):
@@ -383,7 +392,7 @@ def test_task_from_the_hub(glue, load, monkeypatch):
         test_mismatched=hub_rows(names, ("K", "L", -1, 0)),
     )
     asked = []
-    monkeypatch.setattr(glue, "load_dataset", lambda *names, **_: asked.append(names) or found)
+    monkeypatch.setattr("glue_data.load_dataset", lambda *names, **_: asked.append(names) or found)
     splits = load(task_name="mnli")
     assert asked == [("nyu-mll/glue", "mnli")]
     assert {name: contents(rows) for name, rows in splits.items()} == {
@@ -583,7 +592,7 @@ def test_tokens_are_kept(glue, load, own_files, tiny_tokenizer_dir, monkeypatch)
     used = AutoTokenizer.from_pretrained(tiny_tokenizer_dir)
     used(["a", "b c"], padding=True, truncation=True, max_length=5)
     with monkeypatch.context() as patch:
-        patch.setattr(glue, "_encode", refuse)
+        patch.setattr("glue_preprocessing._encode", refuse)
         again = glue.preprocess(load(train_file=path), used, arguments)
         assert contents(again["train"]) == contents(first["train"])
         with pytest.raises(AssertionError, match="tokenized again"):
@@ -707,7 +716,7 @@ def test_metrics_without_scikit_learn(glue, monkeypatch):
     def missing(*_, **__):
         raise ImportError("To be able to use elastic_glue, install scikit-learn.")
 
-    monkeypatch.setattr(glue.evaluate, "load", missing)
+    monkeypatch.setattr("evaluate.load", missing)
     with pytest.raises(ValueError, match="Metrics need scikit-learn and scipy .*pip install scikit-learn scipy"):
         glue.glue_compute_metrics("cola")
 

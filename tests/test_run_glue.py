@@ -2,7 +2,9 @@
 # Licensed under the Apache License, Version 2.0; see the LICENSE file.
 """examples/text-classification/run_glue.py, from its flags to what it writes."""
 
+import json
 import random
+import re
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +32,7 @@ from script_utils import (
     saved_weights,
     to_flags,
     write_table,
+    write_task_folder,
 )
 from synthetic_data import generate_classification
 from testing_utils import randomise_, tiny_sharcs, tiny_subnet_config, tiny_supernet
@@ -37,6 +40,7 @@ from training_utils import NO_DROPOUT, folders, largest_change
 
 
 SENTENCES = [(row["sentence"], ("bad", "good")[row["label"]]) for row in generate_classification(90, seed=1)]
+TEXTS = [text for text, _ in SENTENCES]
 RTE_HEADER = ["index", "sentence1", "sentence2", "label"]
 RTE_LABELS = ("entailment", "not_entailment")
 
@@ -325,6 +329,110 @@ def test_pairs_with_the_label_order_of_the_teacher(run, tokenizer, models, tmp_p
     )
 
 
+# ---- every GLUE task, and a start from another one ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name, metrics, predicted",
+    [
+        ("cola", {"matthews_correlation"}, {"CoLA.tsv": {"0", "1"}}),
+        ("sst2", {"accuracy"}, {"SST-2.tsv": {"0", "1"}}),
+        ("mrpc", {"accuracy", "f1", "combined_score"}, {"MRPC.tsv": {"0", "1"}}),
+        ("stsb", {"pearson", "spearmanr", "combined_score"}, {"STS-B.tsv": None}),
+        ("qqp", {"accuracy", "f1", "combined_score"}, {"QQP.tsv": {"0", "1"}}),
+        (
+            "mnli",
+            {"accuracy", "accuracy_mm"},
+            dict.fromkeys(("MNLI-m.tsv", "MNLI-mm.tsv"), {"entailment", "neutral", "contradiction"}),
+        ),
+        ("qnli", {"accuracy"}, {"QNLI.tsv": {"entailment", "not_entailment"}}),
+        ("rte", {"accuracy"}, {"RTE.tsv": {"entailment", "not_entailment"}}),
+        ("wnli", {"accuracy"}, {"WNLI.tsv": {"0", "1"}}),
+    ],
+)
+def test_every_task_with_its_metrics_and_submission(script, run, tmp_path, name, metrics, predicted):
+    task = script.DataArguments(task_name=name).task
+    found = run(
+        train_file=None,
+        validation_file=None,
+        task_name=name,
+        data_dir=str(write_task_folder(tmp_path / "glue", TEXTS, task)),
+        num_train_epochs=1,
+        do_predict=True,
+    )
+    losses = {"loss", "loss_mm"} if name == "mnli" else {"loss"}
+    samples = {"samples", "samples_mm"} if name == "mnli" else {"samples"}
+    assert found.keys() == {f"eval_{metric}" for metric in metrics | losses | samples}
+    out = tmp_path / "out"
+    assert {path.name for path in out.glob("*.tsv")} == predicted.keys()
+    for file, words in predicted.items():
+        rows = read_table(out / file)
+        assert list(rows[0]) == ["index", "prediction"]
+        assert [row["index"] for row in rows] == [str(index) for index in range(6 if file == "MNLI-mm.tsv" else 7)]
+        for row in rows:
+            if words is None:
+                assert re.fullmatch(r"[0-5]\.\d{3}", row["prediction"])
+            else:
+                assert row["prediction"] in words
+
+
+@pytest.fixture(scope="module")
+def mnli_student(script, settings, models, tmp_path_factory) -> Path:
+    """A subnet that was fine-tuned on MNLI."""
+    folder = tmp_path_factory.mktemp("mnli")
+    data = {"train_file": None, "validation_file": None, "task_name": "mnli"}
+    data["data_dir"] = str(write_task_folder(folder / "glue", TEXTS, script.DataArguments(task_name="mnli").task))
+    options = {"model_name_or_path": str(models / "subnet"), "num_train_epochs": 1, "save_strategy": "no"}
+    script.main(to_flags({**settings, **data, **options, "output_dir": str(folder / "student")}))
+    return folder / "student"
+
+
+@pytest.mark.parametrize("name, outputs", [("rte", 2), ("mrpc", 2), ("stsb", 1)])
+def test_a_start_from_mnli_keeps_all_but_the_classifier(script, run, mnli_student, tmp_path, caplog, name, outputs):
+    run(
+        model_name_or_path=str(mnli_student),
+        train_file=None,
+        validation_file=None,
+        task_name=name,
+        data_dir=str(write_task_folder(tmp_path / "glue", TEXTS, script.DataArguments(task_name=name).task)),
+        num_train_epochs=1,
+        learning_rate=0.0,
+    )
+    before, after = saved_weights(mnli_student), saved_weights(tmp_path / "out")
+    assert before.keys() == after.keys()
+    new = {key for key in before if before[key].shape != after[key].shape}
+    assert new == {"classifier.out_proj.weight", "classifier.out_proj.bias"}
+    assert after["classifier.out_proj.weight"].shape[0] == outputs and after["classifier.out_proj.weight"].std() > 0
+    kept = before.keys() - new
+    assert largest_change({key: after[key] for key in kept}, {key: before[key] for key in kept}) == 0
+    assert (
+        f"was fine-tuned for 3 outputs, this task has {outputs}: classifier.out_proj.bias and "
+        "classifier.out_proj.weight start anew, everything else is kept." in caplog.text
+    )
+
+
+def test_other_weights_that_do_not_fit_are_refused(run, tokenizer, tmp_path):
+    folder = save_backbone(tmp_path / "mnli", tokenizer, num_labels=3)  # The name must not matter.
+    config = read_json(folder / "config.json")
+    (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 24}))
+    with pytest.raises(ValueError, match=r"'bert.encoder.layer.0.*' .* the shape \(.*20.*\), but .* says \(.*24.*\)"):
+        run(model_name_or_path=str(folder))
+
+
+def test_rows_to_choose_by(run, tmp_path):
+    options = {"eval_strategy": "epoch", "load_best_model_at_end": True, "metric_for_best_model": "accuracy"}
+    metrics = run(selection_split_percentage=20, **options)
+    assert {"selection_accuracy", "selection_loss", "eval_accuracy"} <= metrics.keys()
+    assert (metrics["selection_samples"], metrics["eval_samples"]) == (10, 29)
+    found = read_json(tmp_path / "out" / "selection_results.json")
+    assert found == {name: value for name, value in metrics.items() if name.startswith("selection")}
+    # Epochs are chosen by them, not by the validation rows.
+    history = read_json(tmp_path / "out" / "trainer_state.json")["log_history"]
+    tenths = [entry["eval_accuracy"] * 10 for entry in history if "eval_accuracy" in entry]
+    assert len(tenths) == 2 and tenths == pytest.approx([round(value) for value in tenths])
+    assert max(tenths) / 10 == pytest.approx(metrics["selection_accuracy"])
+
+
 # ---- continuing -----------------------------------------------------------------------------------------------------
 
 
@@ -385,6 +493,24 @@ def test_a_checkpoint_of_another_model(run, models, tmp_path):
     [
         ({"model_name_or_path": "supernet"}, "'.*supernet' is a supernet; take a subnet out with `extract_subnet`"),
         ({"model_name_or_path": "sharcs"}, "'.*sharcs' is a routed encoder, .*use run_glue_sharcs.py"),
+        (
+            {"model_name_or_path": "silent"},
+            "There is no tokenizer in '.*silent'.* Save the one .* name it with tokenizer_name",
+        ),
+        (
+            {"model_name_or_path": "silent-subnet"},
+            "There is no tokenizer in '.*silent-subnet'. Save the one .* name it with tokenizer_name",
+        ),
+        ({"teacher_name_or_path": "silent"}, "There is no tokenizer in '.*silent'"),
+        (
+            {"tokenizer_name": "bigger"},
+            "The tokenizer in '.*bigger' has .* entries, the model only .*: it is another",
+        ),
+        ({"logits_weight": 0.5}, "logits_weight says how to learn from a teacher, but there is none"),
+        (
+            {"distillation_temperature": 2.0, "hard_label_weight": 1.0},
+            "leave distillation_temperature and hard_label_weight out",
+        ),
         ({"teacher_name_or_path": "words"}, "have different tokenizers; choose a teacher that was fine-tuned with"),
         ({"teacher_name_or_path": "three"}, "knows the labels 'a', 'b', 'c', but the data has 'bad', 'good'"),
         ({"label_column": "mood"}, "There is no column 'mood' with labels in the file"),
@@ -397,7 +523,7 @@ def test_a_checkpoint_of_another_model(run, models, tmp_path):
         ({"teacher_name_or_path": "bert", "attentions_weight": 1.0}, 'attn_implementation="eager"'),
         ({"teacher_name_or_path": "bert", "logits_weight": 0.0}, "A teacher is given, but `logits_weight`"),
         ({"teachr_name_or_path": "bert"}, "Unknown argument '--teachr_name_or_path'; did you mean '--teacher_name"),
-        ({"logits_weight": -1.0}, "`logits_weight` must not be negative, got -1.0"),
+        ({"teacher_name_or_path": "bert", "logits_weight": -1.0}, "`logits_weight` must not be negative, got -1.0"),
     ],
 )
 def test_messages(run, models, tokenizer, tmp_path, options, message):
@@ -409,6 +535,15 @@ def test_messages(run, models, tokenizer, tmp_path, options, message):
         elif name == "sharcs":
             tiny_sharcs(vocab_size=len(tokenizer)).save_pretrained(folder)
             tokenizer.save_pretrained(folder)
+        elif name == "silent":
+            save_backbone(folder, tokenizer)
+            for file in folder.glob("tokenizer*"):
+                file.unlink()
+        elif name == "silent-subnet":
+            config = tiny_subnet_config(vocab_size=len(tokenizer), num_labels=2)
+            MosSubnetForSequenceClassification(config).save_pretrained(folder)
+        elif name == "bigger":
+            make_tokenizer([text for text, _ in SENTENCES], vocab_size=len(tokenizer) + 9).save_pretrained(folder)
         elif name == "words":
             other = make_tokenizer([text[::-1] for text, _ in SENTENCES])
             save_backbone(folder, other, vocab_size=len(tokenizer))
@@ -422,7 +557,7 @@ def test_messages(run, models, tokenizer, tmp_path, options, message):
         return folder
 
     options = {
-        name: str(make(value)) if name in ("model_name_or_path", "teacher_name_or_path") else value
+        name: str(make(value)) if name.endswith(("_name_or_path", "tokenizer_name")) else value
         for name, value in options.items()
     }
     with pytest.raises(ValueError, match=message):

@@ -9,7 +9,11 @@ Fine-tunes any encoder, MoS subnets included, on a GLUE task or own files, with 
     python run_glue.py --model_name_or_path mos-bert-60m --task_name mrpc --output_dir runs/mrpc-60m \
         --teacher_name_or_path runs/mrpc-teacher --num_train_epochs 5 --learning_rate 5e-5
 
-One .json or .yaml file of arguments may come first. The same command continues a run that was stopped.
+One .json or .yaml file of arguments may come first. The same command continues a run that was stopped. `--do_predict`
+writes the test rows' predictions as the GLUE server takes them (CoLA.tsv, MNLI-m.tsv, …).
+
+A model that was fine-tuned for other labels, such as MNLI's before RTE, keeps all weights but the classifier's.
+run_glue_sweep.py runs grids of this script, and all tasks in one command.
 """
 
 import sys
@@ -23,8 +27,9 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
+    TrainingArguments,
     set_seed,
 )
 from transformers.utils import logging
@@ -34,12 +39,19 @@ from transformers.utils import logging
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 import modeling_mos  # noqa: E402, F401 (registers the auto classes)
 import modeling_sharcs  # noqa: E402, F401
-from example_utils import parse_arguments, run_script, show_progress_messages  # noqa: E402
+from example_utils import (  # noqa: E402
+    argument_names,
+    parse_arguments,
+    parse_given_arguments,
+    run_script,
+    show_progress_messages,
+)
 from glue_utils import (  # noqa: E402
     DataArguments,
     get_label_names,
     glue_compute_metrics,
     load_task_datasets,
+    load_tokenizer,
     make_collator,
     match_labels,
     preprocess,
@@ -49,6 +61,9 @@ from glue_utils import (  # noqa: E402
 )
 from sharcs_utils import longest_input, train  # noqa: E402
 from trainers import DistillationTrainer, DistillationTrainingArguments  # noqa: E402
+
+
+__all__ = ["ARGUMENT_TYPES", "main", "read_arguments"]
 
 
 logger = logging.get_logger(__name__)
@@ -78,8 +93,40 @@ class ModelArguments:
     )
 
 
-def load_model(arguments: ModelArguments, data: DataArguments, names: list[str] | None):
-    """The student, with the data's labels in the order that it, or else its teacher, knows them."""
+ARGUMENT_TYPES = (ModelArguments, DataArguments, DistillationTrainingArguments)
+DISTILLATION_ARGUMENTS = set(argument_names([DistillationTrainingArguments])) - set(
+    argument_names([TrainingArguments])
+)
+
+
+def read_arguments(
+    arguments: Sequence[str] | None = None,
+) -> tuple[ModelArguments, DataArguments, DistillationTrainingArguments]:
+    """
+    Reads the command line.
+
+    Raises:
+        ValueError: an argument is unknown or out of range, or says how to learn from a teacher that is not given.
+    """
+    parsed = parse_arguments(ARGUMENT_TYPES, arguments, description=__doc__.split("\n")[1])
+    if parsed[0].teacher_name_or_path is None:
+        unused = sorted(DISTILLATION_ARGUMENTS & parse_given_arguments(ARGUMENT_TYPES, arguments).keys())
+        if unused:
+            raise ValueError(
+                f"{unused[0]} says how to learn from a teacher, but there is none: give one with "
+                f"--teacher_name_or_path, or leave {' and '.join(unused)} out."
+            )
+    return parsed
+
+
+def load_model(arguments: ModelArguments, data: DataArguments, names: list[str] | None) -> PreTrainedModel:
+    """
+    The student, with the data's labels in the order that it, or else its teacher, knows them. Of a model with another
+    number of labels, the classifier's last layer starts anew.
+
+    Raises:
+        ValueError: if the model is none to be fine-tuned, or weights that are not the classifier's do not fit it.
+    """
     config = AutoConfig.from_pretrained(arguments.model_name_or_path)
     if config.model_type == "mos":
         raise ValueError(
@@ -118,8 +165,43 @@ def load_model(arguments: ModelArguments, data: DataArguments, names: list[str] 
     if arguments.attn_implementation is not None:
         loading["attn_implementation"] = arguments.attn_implementation
     # Whatever the checkpoint's type; mixed precision is the Trainer's affair.
-    return AutoModelForSequenceClassification.from_pretrained(
-        arguments.model_name_or_path, dtype=torch.float32, ignore_mismatched_sizes=True, **loading
+    model, loaded = AutoModelForSequenceClassification.from_pretrained(
+        arguments.model_name_or_path,
+        dtype=torch.float32,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+        **loading,
+    )
+    check_new_weights(model, sorted(loaded["mismatched_keys"]), arguments.model_name_or_path)
+    return model
+
+
+def check_new_weights(
+    model: PreTrainedModel, mismatched: Sequence[tuple[str, Sequence[int], Sequence[int]]], place: str
+) -> None:
+    """
+    Says that a classifier for another number of labels starts anew.
+
+    Args:
+        model (`PreTrainedModel`): The model, loaded.
+        mismatched (sequence of tuples): Name, stored shape and own shape of the weights that did not fit.
+        place (`str`): Where the model comes from.
+
+    Raises:
+        ValueError: if they are not only a classifier's last layer with another number of labels.
+    """
+    if not mismatched:
+        return
+    for name, stored, own in mismatched:
+        of_encoder = name.startswith(f"{model.base_model_prefix}.")
+        if of_encoder or own[0] != model.config.num_labels or list(stored[1:]) != list(own[1:]):
+            raise ValueError(
+                f"The weights {name!r} of {place!r} have the shape {tuple(stored)}, but its configuration says "
+                f"{tuple(own)}. Only a classifier for other labels may differ; correct config.json, or the weights."
+            )
+    logger.info(
+        f"{place} was fine-tuned for {mismatched[0][1][0]} outputs, this task has {model.config.num_labels}: "
+        f"{' and '.join(name for name, _, _ in mismatched)} start anew, everything else is kept."
     )
 
 
@@ -133,7 +215,7 @@ def load_teacher(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase, 
     name = arguments.teacher_name_or_path
     if name is None:
         return None
-    own = AutoTokenizer.from_pretrained(name)
+    own = load_tokenizer(name, AutoConfig.from_pretrained(name).vocab_size)
     if own.get_vocab() != tokenizer.get_vocab():
         raise ValueError(
             f"The teacher {name!r} and the student {arguments.model_name_or_path!r} have different tokenizers; choose "
@@ -152,11 +234,7 @@ def load_teacher(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase, 
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    model_arguments, data_arguments, training_arguments = parse_arguments(
-        (ModelArguments, DataArguments, DistillationTrainingArguments),
-        arguments,
-        description=__doc__.split("\n")[1],
-    )
+    model_arguments, data_arguments, training_arguments = read_arguments(arguments)
     show_progress_messages(logger)
     set_seed(training_arguments.seed)
     output = Path(training_arguments.output_dir)
@@ -167,8 +245,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     if training_arguments.do_predict and not any(name.startswith("test") for name in raw):
         raise ValueError("There are no rows to predict; give test_file, or a task with a test split.")
     names = get_label_names(raw)
-    tokenizer = AutoTokenizer.from_pretrained(model_arguments.tokenizer_name or model_arguments.model_name_or_path)
     model = load_model(model_arguments, data_arguments, names)
+    tokenizer = load_tokenizer(
+        model_arguments.tokenizer_name or model_arguments.model_name_or_path, model.config.vocab_size
+    )
     ordered = None if names is None else [model.config.id2label[index] for index in range(model.config.num_labels)]
     teacher = load_teacher(model_arguments, tokenizer, ordered, "sentence2" in raw["train"].column_names)
     longest = min(longest_input(side.config, tokenizer) for side in (model, teacher) if side is not None)
@@ -182,7 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         training_arguments,
         teacher=teacher,
         train_dataset=splits["train"],
-        eval_dataset=splits.get("validation"),
+        eval_dataset=splits.get("selection", splits.get("validation")),
         data_collator=make_collator(tokenizer, data_arguments, training_arguments.bf16 or training_arguments.fp16),
         compute_metrics=glue_compute_metrics(data_arguments.task_name, names is None, ordered),
         processing_class=tokenizer,
@@ -191,19 +271,22 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     train(trainer)
     trainer.save_model()
     results: dict[str, Any] = {}
-    for split in ("validation", "validation_mismatched"):
+    for split, prefix, suffix in (
+        ("selection", "selection", ""),
+        ("validation", "eval", ""),
+        ("validation_mismatched", "eval", "_mm"),
+    ):
         if split not in splits:
             continue
-        suffix = "_mm" if split.endswith("mismatched") else ""
-        found = trainer.predict(splits[split], metric_key_prefix="eval")
+        found = trainer.predict(splits[split], metric_key_prefix=prefix)
         # How long it took is not kept: the same command on a finished run shall write the same files.
         timed = ("_runtime", "_per_second", "_time")
         metrics = {f"{name}{suffix}": value for name, value in found.metrics.items() if not name.endswith(timed)}
-        metrics[f"eval_samples{suffix}"] = len(splits[split])
-        trainer.log_metrics(f"eval{suffix}", metrics)
-        trainer.save_metrics(f"eval{suffix}", metrics)
+        metrics[f"{prefix}_samples{suffix}"] = len(splits[split])
+        trainer.log_metrics(f"{prefix}{suffix}", metrics)
+        trainer.save_metrics(f"{prefix}{suffix}", metrics)
         results |= metrics
-        if model_arguments.save_predictions and trainer.is_world_process_zero():
+        if model_arguments.save_predictions and prefix == "eval" and trainer.is_world_process_zero():
             tensors = {"logits": first(found.predictions), "labels": found.label_ids}
             save_predictions(output / f"predictions{suffix}.safetensors", tensors, ordered)
     if training_arguments.do_predict:
