@@ -13,10 +13,10 @@ import pytest
 import torch
 from datasets import DatasetDict
 from test_distributed_mos import torchrun
-from transformers import AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from modeling_mos import MosForMaskedLM
-from script_utils import contents, read_json, to_flags
+from script_utils import contents, read_json, to_flags, write_table
 from training_utils import make_rows, make_supernet
 
 
@@ -100,6 +100,29 @@ def test_a_front_against_latency(run_search, settings, tmp_path):
     assert (tmp_path / "latency.json").read_bytes() == table and again["front"] == results["front"]
     with pytest.raises(ValueError, match="was measured with batch_size=2, this search has 3; delete the file"):
         run_search({**settings, **latency, "latency_batch_size": 3, "output_dir": tmp_path})
+
+
+def test_a_search_by_a_task(run_search, settings, tmp_path, tiny_tokenizer):
+    model = make_supernet(tiny_tokenizer, "sequence-classification", search_space=SPACE, num_labels=2)
+    model.save_pretrained(tmp_path / "supernet")
+    tiny_tokenizer.save_pretrained(tmp_path / "supernet")
+    words = ["sailor", "boats", "letter", "field", "cold", "teacher", "dogs"]
+    rows = [(f"the {words[i % 7]} and the {words[i % 5]}", str(i % 3 % 2)) for i in range(30)]
+    for name in ("train", "dev"):
+        write_table(tmp_path / "SST-2" / f"{name}.tsv", ["sentence", "label"], rows)
+    options = {"model_name_or_path": tmp_path / "supernet", "dataset_path": None, "num_rounds": 1}
+    options |= {"task_name": "sst2", "data_dir": tmp_path, "output_dir": tmp_path / "out"}
+    results = run_search({**settings, **options})
+    assert results["objective"] == "accuracy"
+    subnet = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out" / "subnet").eval()
+    batch = tiny_tokenizer([text for text, _ in rows], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        predicted = subnet(**batch).logits.argmax(dim=1).tolist()
+    right = sum(str(label) == wanted for label, (_, wanted) in zip(predicted, rows, strict=True))
+    assert results["best"]["score"] == pytest.approx(right / 30)
+    assert results["best"]["score"] == max(found["score"] for found in results["finalists"])
+    with pytest.raises(ValueError, match="either --dataset_path .* or --task_name"):
+        run_search({**settings, "task_name": "sst2", "output_dir": tmp_path / "out"})
 
 
 @pytest.mark.distributed

@@ -8,6 +8,11 @@ The best subnet with at most 50 million parameters, on masked-LM loss:
     python run_search.py --model_name_or_path runs/supernet --dataset_path data --max_parameters 50000000 \
         --output_dir runs/search-50m
 
+The best for a GLUE task, on its metric, out of a supernet that was fine-tuned on the task (with SupernetTrainer):
+
+    python run_search.py --model_name_or_path runs/supernet-mnli --task_name mnli --data_dir glue \
+        --max_parameters 50000000 --output_dir runs/search-mnli
+
 The whole front of loss against latency measured on this machine:
 
     python run_search.py --model_name_or_path runs/supernet --dataset_path data --trade_off latency \
@@ -29,11 +34,12 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from datasets import load_from_disk
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, EvalPrediction, PreTrainedTokenizerBase
 from transformers.utils import is_matplotlib_available, logging
 
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+EXAMPLES = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(EXAMPLES), str(EXAMPLES / "text-classification")]
 
 from example_utils import (  # noqa: E402
     parse_arguments,
@@ -41,14 +47,26 @@ from example_utils import (  # noqa: E402
     show_progress_messages,
     write_text_atomically,
 )
+from glue_utils import (  # noqa: E402
+    DataArguments,
+    get_label_names,
+    glue_compute_metrics,
+    load_task_datasets,
+    main_metric,
+    make_collator,
+    preprocess,
+)
 from modeling_mos import (  # noqa: E402
     Architecture,
     CostTable,
     EvolutionarySearch,
     MaskedLMObjective,
     MosForMaskedLM,
+    MosForSequenceClassification,
+    MosPreTrainedModel,
     SearchConstraints,
     SearchResult,
+    TaskObjective,
     load_latency,
     measure_architectures,
     measure_latency,
@@ -66,14 +84,20 @@ class SearchArguments:
     """What to search, within which limits, and how."""
 
     model_name_or_path: str = field(metadata={"help": "A trained supernet: a Hub name or a folder."})
-    dataset_path: str = field(
-        metadata={"help": "A folder that prepare_pretraining_data.py wrote; its validation split judges candidates."}
-    )
     output_dir: str = field(metadata={"help": "Where results are written, and read from when a search continues."})
+    dataset_path: str | None = field(
+        default=None,
+        metadata={"help": "A folder that prepare_pretraining_data.py wrote; its validation split judges candidates."},
+    )
+    task_name: str | None = field(
+        default=None, metadata={"help": "A GLUE task whose metric judges candidates instead, on its validation rows."}
+    )
+    data_dir: str | None = field(default=None, metadata={"help": "Folder with the task's classic TSV files."})
+    max_seq_length: int = field(default=128, metadata={"help": "Tokens of the task's rows; longer ones are cut."})
     tokenizer_name: str | None = field(
         default=None, metadata={"help": "Tokenizer; by default the one beside the data, else the model's."}
     )
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Use only the first validation sequences."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Use only the first validation rows."})
     mlm_probability: float = field(
         default=0.15, metadata={"help": "Share of tokens to predict; their choice is fixed."}
     )
@@ -147,13 +171,25 @@ _SEARCH_OPTIONS = (
 _BOUNDS = ("parameters", "published_size", "flops", "latency")
 
 
-def load_rows(arguments: SearchArguments) -> tuple[MaskedLanguageModelingDataset, Any]:
+def load_model(arguments: SearchArguments, state: PartialState) -> MosPreTrainedModel:
+    model_class = MosForMaskedLM if arguments.task_name is None else MosForSequenceClassification
+    return model_class.from_pretrained(arguments.model_name_or_path, dtype=torch.float32).to(state.device).eval()
+
+
+def load_objective(
+    arguments: SearchArguments, supernet: MosPreTrainedModel
+) -> tuple[MaskedLMObjective | TaskObjective, PreTrainedTokenizerBase]:
     """
-    The validation sequences, whose masks are the ones that run_mlm_mos.py evaluates on, and the tokenizer.
+    What judges candidates, and the tokenizer.
 
     Raises:
-        ValueError: if the folder is not prepared data with a validation split.
+        ValueError: if no data is named, or it has no validation rows or is not the supernet's.
     """
+    if (arguments.dataset_path is None) == (arguments.task_name is None):
+        raise ValueError("Name what judges candidates: either --dataset_path (masked-LM loss) or --task_name.")
+    if arguments.task_name is not None:
+        tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer_name or arguments.model_name_or_path)
+        return load_task_objective(arguments, supernet, tokenizer), tokenizer
     folder = Path(arguments.dataset_path)
     if not (folder / "dataset_dict.json").is_file():
         raise ValueError(f"{str(folder)!r} is not a prepared data folder; write one with prepare_pretraining_data.py.")
@@ -166,10 +202,42 @@ def load_rows(arguments: SearchArguments) -> tuple[MaskedLanguageModelingDataset
     beside = folder / "tokenizer"
     name = arguments.tokenizer_name or (str(beside) if beside.is_dir() else arguments.model_name_or_path)
     tokenizer = AutoTokenizer.from_pretrained(name)
-    return MaskedLanguageModelingDataset(rows, tokenizer, 0, arguments.mlm_probability), tokenizer
+    if supernet.config.vocab_size < len(tokenizer):
+        raise ValueError(
+            f"The supernet's vocabulary has {supernet.config.vocab_size} entries, the tokenizer {len(tokenizer)}; the "
+            "data was prepared for another model."
+        )
+    # The masks are the ones that run_mlm_mos.py evaluates on.
+    rows = MaskedLanguageModelingDataset(rows, tokenizer, 0, arguments.mlm_probability)
+    return MaskedLMObjective(rows, batch_size=arguments.eval_batch_size), tokenizer
 
 
-def find_latency(arguments: SearchArguments, supernet: MosForMaskedLM, state: PartialState) -> CostTable | None:
+def load_task_objective(
+    arguments: SearchArguments, supernet: MosPreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> TaskObjective:
+    data = DataArguments(
+        task_name=arguments.task_name,
+        data_dir=arguments.data_dir,
+        max_seq_length=arguments.max_seq_length,
+        max_eval_samples=arguments.max_eval_samples,
+    )
+    raw = load_task_datasets(data)
+    if "validation" not in raw:
+        raise ValueError(f"The task {arguments.task_name!r} has no validation rows in {arguments.data_dir!r}.")
+    names = get_label_names(raw)
+    rows = preprocess(raw, tokenizer, data, names, config=supernet.config)["validation"]
+    ordered = rows.features["label"].names if names is not None else None
+    compute_metrics = glue_compute_metrics(arguments.task_name, names is None, ordered)
+    name = main_metric(arguments.task_name, names is None)
+
+    def metric(logits, labels) -> float:
+        return compute_metrics(EvalPrediction(logits, labels if names is None else labels.astype(int)))[name]
+
+    collate = make_collator(tokenizer, data, half_precision=False)
+    return TaskObjective(rows.rename_column("label", "labels"), collate, metric, arguments.eval_batch_size, name=name)
+
+
+def find_latency(arguments: SearchArguments, supernet: MosPreTrainedModel, state: PartialState) -> CostTable | None:
     """The measured table, if a limit or the trade-off needs one: measured once, then read from the output folder."""
     if arguments.trade_off != "latency" and arguments.min_latency is None and arguments.max_latency is None:
         return None
@@ -195,7 +263,7 @@ def find_latency(arguments: SearchArguments, supernet: MosForMaskedLM, state: Pa
     return load_latency(path, supernet)
 
 
-def _latency_facts(arguments: SearchArguments, supernet: MosForMaskedLM) -> dict[str, Any]:
+def _latency_facts(arguments: SearchArguments, supernet: MosPreTrainedModel) -> dict[str, Any]:
     return {
         "batch_size": arguments.latency_batch_size,
         "sequence_length": arguments.sequence_length,
@@ -205,7 +273,7 @@ def _latency_facts(arguments: SearchArguments, supernet: MosForMaskedLM) -> dict
 
 
 def check_latency(
-    arguments: SearchArguments, supernet: MosForMaskedLM, table: CostTable, architectures: Sequence[Architecture]
+    arguments: SearchArguments, supernet: MosPreTrainedModel, table: CostTable, architectures: Sequence[Architecture]
 ) -> dict[str, Any]:
     """How well the table predicts architectures that are measured directly."""
     measured = measure_architectures(
@@ -279,19 +347,13 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     (arguments,) = parse_arguments(SearchArguments, arguments, description=__doc__.split("\n")[1])
     show_progress_messages(logger)
     state = PartialState(cpu=arguments.use_cpu)
-    rows, tokenizer = load_rows(arguments)
-    supernet = MosForMaskedLM.from_pretrained(arguments.model_name_or_path).to(state.device).eval()
-    if supernet.config.vocab_size < len(tokenizer):
-        raise ValueError(
-            f"The supernet's vocabulary has {supernet.config.vocab_size} entries, the tokenizer {len(tokenizer)}; the "
-            "data was prepared for another model."
-        )
+    supernet = load_model(arguments, state)
+    objective, tokenizer = load_objective(arguments, supernet)
     bounds = {f"{end}_{what}": getattr(arguments, f"{end}_{what}") for what in _BOUNDS for end in ("min", "max")}
     constraints = SearchConstraints(
         **bounds, sequence_length=arguments.sequence_length, latency=find_latency(arguments, supernet, state)
     )
     options = {name: getattr(arguments, name) for name in _SEARCH_OPTIONS}
-    objective = MaskedLMObjective(rows, batch_size=arguments.eval_batch_size)
     search = EvolutionarySearch(supernet, objective, constraints, **options)
     result = search.run()
     results = report(arguments, search, result)
