@@ -35,7 +35,7 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 			"python3-venv), or give an environment that exists: make install VENV=DIR" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) $(TORCH_INDEX) torch
-	$(PIP_INSTALL) $(TORCH_INDEX) -e ".[test,plots,metrics]"
+	$(PIP_INSTALL) $(TORCH_INDEX) -e ".[test,plots,metrics,published]"
 	@touch $@
 
 quickstart: $(STAMP)  ## run the whole story on data that it makes itself (examples/quickstart.py)

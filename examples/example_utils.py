@@ -2,11 +2,13 @@
 # Licensed under the Apache License, Version 2.0; see the LICENSE file.
 """What several example scripts share: reading arguments, writing files whole, training a small tokenizer."""
 
+import contextlib
 import difflib
 import json
 import logging
 import math
 import os
+import shutil
 import string
 import sys
 import unicodedata
@@ -35,12 +37,15 @@ __all__ = [
     "expand_argument_file",
     "parse_arguments",
     "parse_given_arguments",
+    "parse_search_space",
     "read_lines",
+    "require_new_folder",
     "run_script",
     "show_progress_messages",
     "start_positions_as_sinusoids",
     "to_flags",
     "train_wordpiece_tokenizer",
+    "write_folder_atomically",
     "write_text_atomically",
 ]
 
@@ -220,6 +225,46 @@ def write_text_atomically(path: str | os.PathLike, text: str | Iterable[str]) ->
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def write_folder_atomically(path: str | os.PathLike) -> Iterator[Path]:
+    """
+    Gives a folder beside `path` to write to, which takes its name when the block is through; after a failure nothing
+    is left.
+
+    Args:
+        path (`str` or `os.PathLike`): The folder to write; it is missing or empty, see [`require_new_folder`].
+    """
+    path = Path(path).absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary.mkdir()
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def require_new_folder(path: str | os.PathLike) -> None:
+    """
+    Raises:
+        ValueError: The output folder is a file or holds something.
+    """
+    folder = Path(path)
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise ValueError(f"--output_dir {str(path)!r} exists and is not empty; choose another, or delete it.")
+
+
+def parse_search_space(text: str) -> str | dict[str, Any]:
+    """A preset's name, or choices as JSON."""
+    if not text.lstrip().startswith("{"):
+        return text
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--search_space is not valid JSON: {text!r} ({error}).") from error
 
 
 def read_lines(path: Path) -> Iterator[str]:

@@ -37,6 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from example_utils import (  # noqa: E402
     parse_arguments,
+    parse_search_space,
     run_script,
     show_progress_messages,
     start_positions_as_sinusoids,
@@ -307,16 +308,6 @@ def check_continued_run(checkpoint: str, model: PreTrainedModel) -> None:
                 f"The output folder holds the checkpoint {checkpoint!r} of another run: its {name} is {found!r}, this "
                 f"run's is {asked!r}. Choose another --output_dir, or delete that folder's checkpoints."
             )
-
-
-def parse_search_space(text: str) -> str | dict[str, Any]:
-    """A preset's name, or choices as JSON."""
-    if not text.lstrip().startswith("{"):
-        return text
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"--search_space is not valid JSON: {text!r} ({error}).") from error
 
 
 def parse_architecture(text: str, supernet: MosForMaskedLM) -> Architecture | str:

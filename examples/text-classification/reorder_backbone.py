@@ -15,8 +15,6 @@ Importance comes from labelled training rows. With --max_train_samples they are 
 """
 
 import json
-import os
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -37,7 +35,13 @@ from transformers.utils import is_matplotlib_available, logging
 
 # The helpers are here and one folder up; example scripts are run from anywhere and are not installed.
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
-from example_utils import parse_arguments, run_script, show_progress_messages  # noqa: E402
+from example_utils import (  # noqa: E402
+    parse_arguments,
+    require_new_folder,
+    run_script,
+    show_progress_messages,
+    write_folder_atomically,
+)
 from glue_utils import DataArguments, get_label_names, load_task_datasets, preprocess  # noqa: E402
 from modeling_sharcs import Importance, compute_importance, reorder_backbone  # noqa: E402
 
@@ -73,11 +77,7 @@ class ReorderingArguments:
     def __post_init__(self):
         if self.batch_size < 1:
             raise ValueError(f"--batch_size must be at least 1, got {self.batch_size}.")
-        output = Path(self.output_dir)
-        if output.is_file() or (output.is_dir() and any(output.iterdir())):
-            raise ValueError(
-                f"--output_dir {self.output_dir!r} exists and is not empty; choose another, or delete it."
-            )
+        require_new_folder(self.output_dir)
 
 
 def load_model(name: str) -> tuple[PreTrainedModel, torch.dtype]:
@@ -153,23 +153,15 @@ def plot_importance(importance: Importance, path: Path) -> None:
 def write_folder(
     output: Path, model: PreTrainedModel, tokenizer, importance: Importance, record: dict[str, Any]
 ) -> None:
-    """All files into a folder beside, which takes its name when it is whole."""
-    output = output.absolute()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.partial")
-    temporary.mkdir()
-    try:
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        importance.save(temporary / "importance.safetensors")
+    with write_folder_atomically(output) as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        importance.save(folder / "importance.safetensors")
         if is_matplotlib_available():
-            plot_importance(importance, temporary / "importance.png")
+            plot_importance(importance, folder / "importance.png")
         else:
             logger.warning("matplotlib is not installed, so there is no plot; pip install 'elastic-encoders[plots]'.")
-        (temporary / "reordering.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        (folder / "reordering.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
