@@ -13,6 +13,7 @@ from trainers.losses import (
     attention_loss,
     hidden_state_loss,
     row_distillation_losses,
+    row_hidden_state_losses,
     row_losses,
     soft_binary_cross_entropy,
     soft_cross_entropy,
@@ -264,6 +265,20 @@ def test_hidden_state_loss_of_the_same_states_is_zero_and_ignores_scale_and_shif
     assert hidden_state_loss(states, states, MASK).item() == 0
     assert hidden_state_loss([5 * state + 2 for state in states], states, MASK).item() < 1e-5
     assert hidden_state_loss(hidden_states(9), states, MASK).item() > 0.1
+
+
+def test_row_hidden_state_losses_compare_the_first_channels():
+    given = hidden_states(7)
+    own = [state[..., :3].clone() for state in hidden_states(1)]
+    first = [state[..., :3] for state in given]
+    found = row_hidden_state_losses(own, given, MASK)
+    for row in range(len(MASK)):
+        alone = naive_hidden_state_loss(*([x[row : row + 1] for x in states] for states in (own, first)), MASK[row:])
+        assert found[row].item() == pytest.approx(alone, rel=1e-4)
+    assert_close(row_hidden_state_losses(own, given, None), row_hidden_state_losses(own, given, torch.ones_like(MASK)))
+    own[0].requires_grad_(), given[0].requires_grad_()
+    row_hidden_state_losses(own, given, MASK).sum().backward()
+    assert given[0].grad is None and own[0].grad[MASK.bool()].abs().sum() > 0 == own[0].grad[~MASK.bool()].abs().sum()
 
 
 def test_hidden_states_of_other_widths_have_a_sentence():

@@ -169,6 +169,20 @@ class ByHand:
             return {"labels": torch.where(targets["labels"] == -100, -100, logits.argmax(-1))}
         return {"labels": logits.argmax(-1)}
 
+    def distance_to_widest(self, row: int, index: int) -> torch.Tensor:
+        """Token by token, between normalised states after each routed layer."""
+        inputs = {"input_ids": torch.tensor([self.rows[row]["input_ids"]]), "output_hidden_states": True}
+        own = self.model(**inputs, width=self.widths[index]).hidden_states
+        with torch.no_grad():
+            given = self.model(**inputs, width=1.0).hidden_states
+        distances = []
+        for layer in range(self.model.config.router_layer + 1, self.model.config.num_hidden_layers + 1):
+            for state, target in zip(own[layer][0], given[layer][0], strict=True):
+                target = target[: len(state)]
+                state, target = ((x - x.mean()) / (x.var(unbiased=False) + 1e-5).sqrt() for x in (state, target))
+                distances.append((state - target).square().mean())
+        return torch.stack(distances).mean()
+
     def router_targets(self) -> torch.Tensor | None:
         window = self.arguments.hardness_window
         if len(self.history) < window:
@@ -188,6 +202,8 @@ class ByHand:
             taught = self.taught(outputs, given, targets)
             loss = arguments.hard_label_weight * loss + arguments.distillation_weight * taught
         loss = arguments.task_loss_weight * loss
+        if arguments.hidden_states_weight and index < self.last:
+            loss = loss + arguments.hidden_states_weight * self.distance_to_widest(row, index)
         if router_targets is not None:
             goal = router_targets[row].float()
         elif arguments.router_loss_before_targets:
@@ -324,6 +340,7 @@ OPTIONS = {
     "router_weight": {"router_loss_weight": 0.3},
     "width_weights": {"width_loss_weights": [0.5, 2.0]},
     "distillation": {"distillation_weight": 0.7},
+    "hidden_states": {"hidden_states_weight": 0.7},
     "seed": {"seed": 12},
     "accumulation": {"gradient_accumulation_steps": 3, "per_device_train_batch_size": 2},
     "smoothing": {"label_smoothing_factor": 0.2},
@@ -333,6 +350,7 @@ FURTHER = {
     "hard_weight": ("distillation", {"hard_label_weight": 0.2}),
     "temperature": ("distillation", {"distillation_temperature": 3.0}),
     "every_width_distilled": ("every_width", {"distillation_weight": 0.7}),
+    "every_width_hidden_states": ("every_width", {"hidden_states_weight": 0.7}),
     "every_width_repeated_window": ("every_width", {"hardness_window": 2}),
 }
 _trained: dict[str, dict[str, torch.Tensor]] = {}

@@ -164,6 +164,13 @@ class SharcsTrainingArguments(TrainingArguments):
             "teacher, against the teacher's, for all. 0 leaves it out."
         },
     )
+    hidden_states_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of a loss of narrower paths against the widest path's hidden states for the same row, "
+            "channel by channel of what they have of it, after every routed layer. 0 leaves it out."
+        },
+    )
     hard_label_weight: float = field(
         default=1.0, metadata={"help": "Weight of the labels' own loss for the paths that are taught."}
     )
@@ -185,6 +192,7 @@ class SharcsTrainingArguments(TrainingArguments):
             ("task_loss_weight", 0),
             ("router_loss_weight", 0),
             ("distillation_weight", 0),
+            ("hidden_states_weight", 0),
             ("hard_label_weight", 0),
         ):
             if getattr(self, name) < minimum:

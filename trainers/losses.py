@@ -120,6 +120,32 @@ def row_distillation_losses(
     return losses
 
 
+def row_hidden_state_losses(
+    student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor], attention_mask: torch.Tensor | None
+) -> torch.Tensor:
+    """
+    The loss of each row's hidden states against those of a wider path through the same layers: the mean squared
+    difference to its first channels, both normalised token by token.
+
+    Args:
+        student (`Sequence` of `torch.Tensor` of shape `(rows, tokens, width)`): One tensor a layer.
+        teacher (`Sequence` of `torch.Tensor` of shape `(rows, tokens, larger width)`): One tensor a layer.
+        attention_mask (`torch.Tensor` of shape `(rows, tokens)`, *optional*): 0 at padding.
+
+    Returns:
+        `torch.Tensor` of shape `(rows,)`: means over layers, real tokens and channels.
+    """
+    losses = []
+    for own, target in zip(student, teacher, strict=True):
+        size = own.shape[-1:]
+        target = target.detach()[..., : own.shape[-1]]
+        difference = F.layer_norm(own.float(), size) - F.layer_norm(target.float(), size)
+        losses.append(difference.square().mean(dim=-1))
+    by_token = torch.stack(losses).mean(dim=0)
+    mask = torch.ones_like(by_token) if attention_mask is None else attention_mask.to(by_token.dtype)
+    return (by_token * mask).sum(dim=-1) / mask.sum(dim=-1).clamp(min=1)
+
+
 def hidden_state_loss(
     student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor], attention_mask: torch.Tensor | None
 ) -> torch.Tensor:

@@ -35,7 +35,7 @@ from .hardness import (
     sample_confidence,
     sample_entropy,
 )
-from .losses import row_distillation_losses, row_losses
+from .losses import row_distillation_losses, row_hidden_state_losses, row_losses
 from .passes import check_precision, run_backward_passes
 from .problems import find_problem, label_of
 from .samplers import RoutedBatchSampler, RoutedCollator, RoutedDataset, choose_bucket, plan_epoch
@@ -463,11 +463,12 @@ class SharcsTrainer(LossComponentsMixin, StagedCheckpointMixin, Trainer):
         samples = routing["index"][rows]
         weights = (routing["weight"][rows] * self.width_loss_weights[index]).to(args.device)
         distil = args.distillation_weight > 0 and (self.teacher is not None or not widest)
+        compare_states = args.hidden_states_weight > 0
         with self.compute_loss_context_manager():
-            outputs = self._run(model, batch, width=self.widths[index])
+            outputs = self._run(model, batch, width=self.widths[index], output_hidden_states=compare_states)
             losses = row_losses(outputs, targets, self.problem, args.label_smoothing_factor)
             self._count(f"width_{self.widths[index]:g}_loss", losses, weights)
-            if widest and args.distillation_weight > 0 and self.teacher is None:
+            if widest and (compare_states or (args.distillation_weight > 0 and self.teacher is None)):
                 wide[tuple(samples.tolist())] = _detached(outputs)
             if distil:
                 teacher_outputs = self._teacher_outputs(model, batch, samples, wide)
@@ -477,6 +478,10 @@ class SharcsTrainer(LossComponentsMixin, StagedCheckpointMixin, Trainer):
                 self._count(f"width_{self.widths[index]:g}_distillation", taught, weights)
                 losses = args.hard_label_weight * losses + args.distillation_weight * taught
             losses = args.task_loss_weight * losses
+            if compare_states and not widest:
+                taught = self._hidden_state_losses(model, batch, samples, wide, outputs)
+                self._count(f"width_{self.widths[index]:g}_hidden_states", taught, weights)
+                losses = losses + args.hidden_states_weight * taught
             router_targets = self._router_targets_of(samples)
             if router_targets is not None and args.router_loss_weight > 0:
                 scores = outputs["router_logits"].float()
@@ -513,8 +518,23 @@ class SharcsTrainer(LossComponentsMixin, StagedCheckpointMixin, Trainer):
     def _teacher_outputs(self, model, batch: dict[str, Any], samples: torch.Tensor, wide: dict):
         if self.teacher is not None:
             return self._run(self.teacher, batch)
+        return self._widest_outputs(model, batch, samples, wide)
+
+    @torch.no_grad()
+    def _widest_outputs(self, model, batch: dict[str, Any], samples: torch.Tensor, wide: dict):
         known = wide.get(tuple(samples.tolist()))  # the same rows ran at full width in this step
-        return self._run(model, batch, width=self.widths[-1]) if known is None else known
+        if known is not None:
+            return known
+        compare_states = self.args.hidden_states_weight > 0
+        return self._run(model, batch, width=self.widths[-1], output_hidden_states=compare_states)
+
+    def _hidden_state_losses(self, model, batch, samples: torch.Tensor, wide: dict, outputs) -> torch.Tensor:
+        """Of each row, after the routed layers: what is before them, both paths share."""
+        given = self._widest_outputs(model, batch, samples, wide)["hidden_states"]
+        routed = self._encoder.config.num_hidden_layers - self._encoder.config.router_layer
+        return row_hidden_state_losses(
+            outputs["hidden_states"][-routed:], given[-routed:], batch.get("attention_mask")
+        )
 
     def _router_targets_of(self, samples: torch.Tensor) -> torch.Tensor | None:
         if self._targets is not None:
@@ -754,4 +774,7 @@ class _EpochCallback(TrainerCallback):
 
 
 def _detached(outputs) -> dict[str, torch.Tensor]:
-    return {name: value.detach() for name, value in outputs.items() if name.endswith("logits")}
+    kept = {name: value.detach() for name, value in outputs.items() if name.endswith("logits")}
+    if outputs.get("hidden_states") is not None:
+        kept["hidden_states"] = tuple(state.detach() for state in outputs["hidden_states"])
+    return kept
