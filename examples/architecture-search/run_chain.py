@@ -1,0 +1,308 @@
+# Copyright 2026 The elastic-encoders authors.
+# Licensed under the Apache License, Version 2.0; see the LICENSE file.
+"""
+From text to small models that are fine-tuned with a teacher, and what each step of it is worth: one command.
+
+A supernet is trained on text and searched, under a limit on parameters and under one on latency; its best subnets, and
+others to compare them with, learn GLUE tasks from a fine-tuned teacher:
+
+    python run_chain.py configs/chain_smoke.yaml --train_file books/ --teacher_name_or_path MiniLM \
+        --data_dir glue --output_dir runs/chain
+
+The arms: `searched` and `searched_latency`; `searched_alone`, the searched one that learns without a teacher;
+`uniform`, the subnet of one width that is nearest in size; `random`, the median in validation loss of random subnets
+of the window; `stand_alone`, the searched architecture trained on the same text for the same steps, but without a
+supernet; and `from_scratch`, the same without any text. A command that was stopped goes on where it was. The results
+are in comparison.json, with paired intervals over seeds and rows, and in networks.json.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoModelForMaskedLM, AutoTokenizer, set_seed
+from transformers.utils import logging
+
+
+EXAMPLES = Path(__file__).resolve().parents[1]
+MLM = EXAMPLES / "language-modeling"
+GLUE = EXAMPLES / "text-classification"
+sys.path[:0] = [str(EXAMPLES), str(GLUE)]
+
+from compare_glue_runs import main as compare_glue_runs  # noqa: E402
+
+from example_utils import parse_arguments, run_script, show_progress_messages, write_text_atomically  # noqa: E402
+from modeling_mos import Architecture, MosForMaskedLM  # noqa: E402
+
+
+logger = logging.get_logger("run_chain")
+
+ARMS = ("searched", "searched_alone", "searched_latency", "uniform", "random", "stand_alone", "from_scratch")
+
+
+@dataclass(kw_only=True)
+class ChainArguments:
+    """What the chain is made of; the small sizes of the supernet are for machines without a GPU."""
+
+    output_dir: str = field(metadata={"help": "Where everything is written, and found again."})
+    train_file: list[str] = field(metadata={"help": "Text to pre-train on: files or a folder."})
+    validation_split_percentage: float = field(default=5.0, metadata={"help": "Share of the text to validate on."})
+    teacher_name_or_path: str = field(metadata={"help": "An encoder to be fine-tuned as the teacher; its tokenizer."})
+    data_dir: str | None = field(default=None, metadata={"help": "Folder with GLUE's classic TSV files."})
+    tasks: list[str] = field(default_factory=lambda: ["sst2", "mrpc"], metadata={"help": "GLUE tasks."})
+    seeds: list[int] = field(default_factory=lambda: [1], metadata={"help": "Each is a chain of its own."})
+    arms: list[str] = field(
+        default_factory=lambda: list(ARMS), metadata={"help": "What to compare: " + ", ".join(ARMS) + "."}
+    )
+    mlm_config: str = field(
+        default=str(MLM / "configs" / "mlm_mos_small.yaml"),
+        metadata={"help": "Arguments of run_mlm_mos.py: the supernet and its training."},
+    )
+    max_steps: int | None = field(default=None, metadata={"help": "Training steps of supernet and stand-alone model."})
+    max_seq_length: int = field(default=64, metadata={"help": "Tokens of the pre-training sequences."})
+    max_eval_samples: int = field(default=1024, metadata={"help": "Validation sequences that judge architectures."})
+    size_share: float = field(
+        default=0.5, metadata={"help": "Most parameters, as share of the way from smallest to largest subnet."}
+    )
+    window: float = field(default=0.1, metadata={"help": "Width of the window of parameters, as a share of that way."})
+    latency_share: float = field(
+        default=0.5,
+        metadata={"help": "Most milliseconds, as share of the way from fastest to slowest subnet."},
+    )
+    num_random: int = field(default=15, metadata={"help": "Random subnets of which the median is compared."})
+    search: str = field(default="{}", metadata={"help": "More arguments of run_search.py, as JSON."})
+    finetuning: str = field(
+        default="{}", metadata={"help": "More arguments of run_glue.py, for teachers and students, as JSON."}
+    )
+    use_cpu: bool = field(default=False, metadata={"help": "Do not use an accelerator."})
+
+    def __post_init__(self):
+        for arm in self.arms:
+            if arm not in ARMS:
+                raise ValueError(f"{arm!r} is no arm; the arms are {', '.join(ARMS)}.")
+        for name in ("size_share", "latency_share"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` must lie in (0, 1], got {getattr(self, name)}.")
+        if not 0 < self.window <= self.size_share:
+            raise ValueError(f"`window` must lie in (0, size_share={self.size_share}], got {self.window}.")
+        for name in ("search", "finetuning"):
+            try:
+                setattr(self, name, json.loads(getattr(self, name)))
+            except json.JSONDecodeError as error:
+                raise ValueError(f"--{name} is not valid JSON: {getattr(self, name)!r} ({error}).") from None
+        if self.num_random < 1 or not self.seeds or not self.tasks:
+            raise ValueError("A chain has at least one random subnet, one seed and one task.")
+
+
+class Chain:
+    """The steps of one seed; each is skipped where its result is there."""
+
+    def __init__(self, arguments: ChainArguments, seed: int):
+        self.arguments, self.seed = arguments, seed
+        self.root = Path(arguments.output_dir)
+        self.folder = self.root / f"seed_{seed}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def call(self, script: Path, result: Path, *leading: str, **flags: Any) -> None:
+        """Runs a script, unless `result` is there; the script itself continues what it was stopped in."""
+        if result.exists():
+            return
+        command = [sys.executable, str(script), *leading]
+        for name, value in flags.items():
+            values = value if isinstance(value, (list, tuple)) else [value]
+            command += [f"--{name}", *(json.dumps(item) if isinstance(item, dict) else str(item) for item in values)]
+        log = result.parent.parent / f"{result.parent.name}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        logger.info(f"{script.name} -> {result.parent} (what it says is in {log})")
+        with open(log, "a", encoding="utf-8") as stream:
+            code = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, check=False).returncode
+        if code:
+            said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it said nothing"]
+            raise ValueError(f"{script.name} failed with {code}: {said[-1]} (see {log}).")
+
+    @property
+    def device(self) -> dict[str, Any]:
+        return {"use_cpu": True} if self.arguments.use_cpu else {}
+
+    # ---- pre-training and search ------------------------------------------------------------------------------------
+
+    def prepare(self) -> Path:
+        arguments = self.arguments
+        data = self.root / "data"
+        self.call(
+            MLM / "prepare_pretraining_data.py",
+            data / "dataset_dict.json",
+            train_file=arguments.train_file,
+            validation_split_percentage=arguments.validation_split_percentage,
+            tokenizer_name=arguments.teacher_name_or_path,
+            max_seq_length=arguments.max_seq_length,
+            output_dir=data,
+        )
+        return data
+
+    def pretrain(self, name: str, **flags: Any) -> Path:
+        arguments, folder = self.arguments, self.folder / name
+        steps = {} if arguments.max_steps is None else {"max_steps": arguments.max_steps}
+        self.call(
+            MLM / "run_mlm_mos.py",
+            folder / "all_results.json",
+            arguments.mlm_config,
+            **{"dataset_path": self.root / "data", "seed": self.seed, "output_dir": folder},
+            **steps,
+            **self.device,
+            **flags,
+        )
+        return folder
+
+    def search(self, name: str, **limits: Any) -> dict[str, Any]:
+        arguments, folder = self.arguments, self.folder / name
+        flags = {
+            "model_name_or_path": self.folder / "supernet",
+            "dataset_path": self.root / "data",
+            "max_eval_samples": arguments.max_eval_samples,
+            "sequence_length": arguments.max_seq_length,
+            "seed": self.seed,
+            "output_dir": folder,
+        }
+        script = Path(__file__).resolve().parent / "run_search.py"
+        self.call(script, folder / "front.json", **{**flags, **self.device, **arguments.search, **limits})
+        return json.loads((folder / "front.json").read_text(encoding="utf-8"))
+
+    def supernet(self) -> MosForMaskedLM:
+        return MosForMaskedLM.from_pretrained(self.folder / "supernet").eval()
+
+    def window(self, supernet: MosForMaskedLM) -> dict[str, int]:
+        space, arguments = supernet.search_space, self.arguments
+        low, high = (supernet.count_parameters(found) for found in (space.smallest(), space.largest()))
+        least, most = arguments.size_share - arguments.window, arguments.size_share
+        return {
+            "min_parameters": round(low + least * (high - low)),
+            "max_parameters": round(low + most * (high - low)),
+        }
+
+    # ---- the networks that are compared -----------------------------------------------------------------------------
+
+    def students(self) -> dict[str, Path]:
+        """Folders of the arms' networks, before they are fine-tuned."""
+        arguments, wanted = self.arguments, self.arguments.arms
+        self.prepare()
+        self.pretrain("supernet")
+        supernet = self.supernet()
+        window = self.window(supernet)
+        best = self.search("search", **window)["best"]
+        architecture = Architecture.from_dict(best["architecture"])
+        found = {"searched": self.folder / "search" / "subnet", "searched_alone": self.folder / "search" / "subnet"}
+        if "searched_latency" in wanted:
+            found["searched_latency"] = self.search_latency(supernet)
+        if "uniform" in wanted:
+            nearest = min(
+                supernet.search_space.uniform_architectures(),
+                key=lambda other: abs(supernet.count_parameters(other) - best["parameters"]),
+            )
+            found["uniform"] = self.save(supernet, nearest, "uniform")
+        if "random" in wanted:
+            found["random"] = self.save(supernet, self.median_of_random(supernet, window), "random")
+        if "stand_alone" in wanted:
+            sizes = json.dumps(architecture.to_dict())
+            found["stand_alone"] = self.pretrain("stand_alone", train_architecture=sizes)
+        if "from_scratch" in wanted:
+            set_seed(self.seed)
+            found["from_scratch"] = self.save(MosForMaskedLM(supernet.config), architecture, "from_scratch")
+        return {arm: found[arm] for arm in arguments.arms}
+
+    def search_latency(self, supernet: MosForMaskedLM) -> Path:
+        """The best under a limit on latency, which a table tells that a first search measures."""
+        folder = self.folder / "search_latency"
+        whole = self.search("search_latency_front", trade_off="latency", num_rounds=0)
+        # Such a search always looks at both ends of the space.
+        fastest, *_, slowest = sorted(entry["latency"] for entry in whole["finalists"])
+        folder.mkdir(exist_ok=True)
+        # One table for both: measured twice, the limit would not mean the same.
+        if not (folder / "latency.json").exists():
+            shutil.copy(self.folder / "search_latency_front" / "latency.json", folder / "latency.json")
+        self.search("search_latency", max_latency=fastest + self.arguments.latency_share * (slowest - fastest))
+        return folder / "subnet"
+
+    def median_of_random(self, supernet: MosForMaskedLM, window: dict[str, int]) -> Architecture:
+        """Of random subnets of the window, all evaluated on all validation sequences."""
+        count = self.arguments.num_random
+        results = self.search(
+            "random_search",
+            **window,
+            population_size=count,
+            parent_size=1,
+            num_rounds=0,
+            racing=False,
+            num_finalists=count,
+            seed=self.seed + 1_000,
+        )
+        ranked = results["finalists"]
+        return Architecture.from_dict(ranked[len(ranked) // 2]["architecture"])
+
+    def save(self, supernet: MosForMaskedLM, architecture: Architecture, name: str) -> Path:
+        folder = self.folder / name
+        if not (folder / "config.json").exists():
+            temporary = self.folder / f".{name}.partial"
+            supernet.extract_subnet(architecture).save_pretrained(temporary)
+            AutoTokenizer.from_pretrained(self.folder / "supernet").save_pretrained(temporary)
+            temporary.replace(folder)
+        return folder
+
+    # ---- fine-tuning ------------------------------------------------------------------------------------------------
+
+    def finetune(self, name: str, task: str, model: str | Path, **flags: Any) -> Path:
+        arguments, folder = self.arguments, self.folder / "finetuned" / f"{name}-{task}"
+        data = {} if arguments.data_dir is None else {"data_dir": arguments.data_dir}
+        common = {"do_train": True, "do_eval": True, "save_predictions": True, "report_to": "none"}
+        self.call(
+            GLUE / "run_glue.py",
+            folder / "predictions.safetensors",
+            **{"model_name_or_path": model, "task_name": task, "seed": self.seed, "output_dir": folder},
+            **{**common, **data, **self.device, **arguments.finetuning, **flags},
+        )
+        return folder
+
+    def run(self) -> dict[str, Path]:
+        """All steps; returns the folders of the arms' networks, before they are fine-tuned."""
+        arms = self.students()
+        for task in self.arguments.tasks:
+            teacher = self.finetune("teacher", task, self.arguments.teacher_name_or_path)
+            for arm, model in arms.items():
+                taught = {} if arm == "searched_alone" else {"teacher_name_or_path": teacher}
+                self.finetune(arm, task, model, **taught)
+        return arms
+
+
+def report(arguments: ChainArguments, students: dict[int, dict[str, Path]]) -> None:
+    """Sizes of the networks, and scores of all arms against the searched one."""
+    root = Path(arguments.output_dir)
+    networks = []
+    for seed, folders in students.items():
+        for arm, folder in folders.items():
+            model = AutoModelForMaskedLM.from_pretrained(folder)
+            widths = getattr(model.config, "hidden_sizes", model.config.hidden_size)
+            networks.append({"arm": arm, "seed": seed, "parameters": model.num_parameters(), "hidden_sizes": widths})
+    write_text_atomically(root / "networks.json", json.dumps(networks, indent=2) + "\n")
+    runs = [
+        f"{arm}=" + ",".join(str(root / f"seed_{seed}" / "finetuned" / f"{arm}-{{task}}") for seed in arguments.seeds)
+        for arm in ("teacher", *arguments.arms)
+    ]
+    baseline = "searched" if "searched" in arguments.arms else arguments.arms[0]
+    flags = ["--tasks", *arguments.tasks, "--runs", *runs, "--baseline", baseline]
+    compare_glue_runs([*flags, "--output", str(root / "comparison.json")])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    (arguments,) = parse_arguments(ChainArguments, arguments, description=__doc__.split("\n")[1])
+    show_progress_messages(logger)
+    students = {seed: Chain(arguments, seed).run() for seed in arguments.seeds}
+    report(arguments, students)
+
+
+if __name__ == "__main__":
+    run_script(main)
