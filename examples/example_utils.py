@@ -25,11 +25,12 @@ from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.trainers import WordPieceTrainer
-from transformers import BertTokenizer, HfArgumentParser, PreTrainedModel
+from transformers import BertTokenizer, HfArgumentParser, PreTrainedModel, TrainingArguments
 
 
 __all__ = [
     "parse_arguments",
+    "pin_memory_for_accelerators",
     "read_lines",
     "run_script",
     "show_progress_messages",
@@ -125,6 +126,12 @@ def _to_word(value: Any) -> str:
 def _suggest(name: str, known: Sequence[str], prefix: str = "") -> str:
     matches = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     return f"; did you mean {' or '.join(repr(prefix + match) for match in matches)}?" if matches else "."
+
+
+def pin_memory_for_accelerators(arguments: TrainingArguments) -> None:
+    """Pinned memory speeds up copies to an accelerator; without one torch would warn of every data loader."""
+    if arguments.device.type == "cpu":
+        arguments.dataloader_pin_memory = False
 
 
 def show_progress_messages(logger: logging.Logger) -> None:

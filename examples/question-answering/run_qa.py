@@ -39,7 +39,13 @@ from transformers.utils import logging
 # The helpers are one folder up; example scripts are run from anywhere and are not installed.
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 import modeling_mos  # noqa: E402, F401 (registers the auto classes)
-from example_utils import parse_arguments, run_script, show_progress_messages, write_text_atomically  # noqa: E402
+from example_utils import (  # noqa: E402
+    parse_arguments,
+    pin_memory_for_accelerators,
+    run_script,
+    show_progress_messages,
+    write_text_atomically,
+)
 from modeling_sharcs import SharcsForQuestionAnswering  # noqa: E402
 from qa_utils import (  # noqa: E402
     QuestionAnsweringDataArguments,
@@ -154,6 +160,7 @@ def write_prediction_table(path: Path, questions, windows, answers: dict[str, st
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     model_arguments, data_arguments, options, training_arguments = read_arguments(arguments)
     show_progress_messages(logger)
+    pin_memory_for_accelerators(training_arguments)
     if model_arguments.sharcs and data_arguments.version_2_with_negative:
         logger.info("A question without an answer is as hard as its first token is as start and end.")
     set_seed(training_arguments.seed)

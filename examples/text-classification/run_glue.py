@@ -34,7 +34,12 @@ from transformers.utils import logging
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 import modeling_mos  # noqa: E402, F401 (registers the auto classes)
 import modeling_sharcs  # noqa: E402, F401
-from example_utils import parse_arguments, run_script, show_progress_messages  # noqa: E402
+from example_utils import (  # noqa: E402
+    parse_arguments,
+    pin_memory_for_accelerators,
+    run_script,
+    show_progress_messages,
+)
 from glue_utils import (  # noqa: E402
     DataArguments,
     get_label_names,
@@ -158,6 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         description=__doc__.split("\n")[1],
     )
     show_progress_messages(logger)
+    pin_memory_for_accelerators(training_arguments)
     set_seed(training_arguments.seed)
     output = Path(training_arguments.output_dir)
     with training_arguments.main_process_first(desc="preparing data"):
