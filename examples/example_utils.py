@@ -29,7 +29,7 @@ from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.trainers import WordPieceTrainer
-from transformers import BertTokenizer, HfArgumentParser, PreTrainedModel
+from transformers import BertTokenizer, HfArgumentParser, PreTrainedModel, TrainingArguments
 
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "parse_arguments",
     "parse_given_arguments",
     "parse_search_space",
+    "pin_memory_for_accelerators",
     "read_lines",
     "require_new_folder",
     "run_script",
@@ -187,6 +188,12 @@ def _to_word(value: Any) -> str:
 def _suggest(name: str, known: Sequence[str], prefix: str = "") -> str:
     matches = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     return f"; did you mean {' or '.join(repr(prefix + match) for match in matches)}?" if matches else "."
+
+
+def pin_memory_for_accelerators(arguments: TrainingArguments) -> None:
+    """Pinned memory speeds up copies to an accelerator; without one torch would warn of every data loader."""
+    if arguments.device.type == "cpu":
+        arguments.dataloader_pin_memory = False
 
 
 def show_progress_messages(logger: logging.Logger) -> None:

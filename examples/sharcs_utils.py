@@ -21,6 +21,7 @@ from trainers import SharcsTrainer, WidthPredictions, save_curve
 
 __all__ = [
     "SharcsOptions",
+    "budget_prices",
     "calibrate",
     "load_sharcs_model",
     "longest_input",
@@ -230,12 +231,11 @@ def budget_prices(model: PreTrainedModel, budgets: Sequence[float]) -> dict[floa
 
 def measure_budgets(
     trainer: SharcsTrainer, predictions: WidthPredictions, prices: Mapping[float, float | None]
-) -> dict[str, float | str]:
-    """Metrics of the evaluation rows at each budget's price, and the share of full FLOPs that they truly took."""
-    results: dict[str, float | str] = {}
+) -> dict[str, float]:
+    """Metrics of the evaluation rows at each budget within reach, and the share of full FLOPs that they truly took."""
+    results: dict[str, float] = {}
     for budget, price in prices.items():
         if price is None:
-            results[f"budget_{budget:g}"] = "out of reach"
             continue
         found = trainer.routing_metrics(predictions, price)
         results |= {
@@ -284,7 +284,8 @@ def measure(
     results |= measure_budgets(trainer, predictions, prices)
     results["samples"] = len(rows)
     named = {f"eval_{name}{suffix}": value for name, value in results.items()}
-    trainer.log_metrics(f"eval{suffix}", named)
+    trainer.log_metrics(f"eval{suffix}", named)  # numbers only
+    named[f"eval_budgets_out_of_reach{suffix}"] = [budget for budget, price in prices.items() if price is None]
     trainer.save_metrics(f"eval{suffix}", named)
     if trainer.is_world_process_zero():
         points = trainer.compute_curve(predictions, options.curve_points)

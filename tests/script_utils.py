@@ -27,7 +27,6 @@ TRAINING = {
     "use_cpu": True,
     "report_to": "none",
     "disable_tqdm": True,
-    "dataloader_pin_memory": False,
     "seed": 3,
 }
 

@@ -80,6 +80,7 @@ def test_the_results(run, models, asked, tmp_path, capsys):
     assert (results["rows"], results["rounds"], results["dtype"], results["device"]) == (7, 5, "float32", "cpu")
     assert results["reference"] == "plain" and results["threads"] == torch.get_num_threads()
     assert 3 <= results["mean_length"] <= 30
+    assert results["budgets_out_of_reach"] == []
     shares = results["flops_share"]
     assert 0.3 < shares["routed_0.6"] <= 0.6 < shares["routed_0.9"] <= 0.9  # of few rows, met from below
     assert list(results["batch_sizes"]) == ["1", "3"]
@@ -101,6 +102,13 @@ def test_without_a_baseline_the_widest_path_is_the_reference(run, asked):
     results = run(batch_sizes=[4], compute_budgets=[0.8])
     assert results["reference"] == "widest"
     assert list(results["batch_sizes"]["4"]["trimmed"]) == ["widest", "routed_0.8"]
+
+
+def test_a_budget_out_of_reach_is_left_out(run, asked, caplog):
+    results = run(batch_sizes=[4], compute_budgets=[0.1, 0.8])
+    assert "0.1 of full FLOPs is out of reach: this model can spend 0." in caplog.text
+    assert results["budgets_out_of_reach"] == [0.1] and list(results["flops_share"]) == ["routed_0.8"]
+    assert list(results["batch_sizes"]["4"]["padded"]) == ["widest", "routed_0.8"]
 
 
 def test_ratios_are_those_of_the_times(script):
@@ -158,7 +166,6 @@ def test_random_rows(script, models):
         ({"num_threads": 0}, "--num_threads must be at least 1, got 0"),
         ({"batch_sizes": [4, 0]}, r"--batch_sizes must be positive, got \[4, 0\]"),
         ({"model_name_or_path": "plain"}, "is a 'bert' model; this benchmark times SHARCS ones"),
-        ({"compute_budgets": [0.1]}, r"0.1 of full FLOPs is out of reach: this model can spend 0\."),
         ({"max_length": 41}, "--max_length 41 is more than '.*routed' takes: 40"),
         ({"device": "abacus"}, "There is no device 'abacus'"),
         ({"text_file": "empty.txt"}, "has no lines with text"),

@@ -6,6 +6,7 @@ import json
 import random
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from transformers import (
     pipeline,
 )
 
+from example_utils import pin_memory_for_accelerators
 from modeling_mos import MosSubnetForSequenceClassification
 from script_utils import (
     contents,
@@ -85,7 +87,6 @@ def settings(models, tmp_path_factory) -> dict:
         "use_cpu": True,
         "report_to": "none",
         "disable_tqdm": True,
-        "dataloader_pin_memory": False,
         "seed": 3,
     }
 
@@ -165,6 +166,21 @@ def test_a_model_is_trained_and_saved(teacher):
     assert metrics.keys() == {"eval_loss", "eval_accuracy", "eval_samples"} and metrics["eval_samples"] == 29
     losses = [entry["loss"] for entry in logs_of(folder)]
     assert len(losses) == 28 and sum(losses[-7:]) < sum(losses[:7])
+
+
+def test_memory_is_pinned_for_accelerators_only():
+    arguments = SimpleNamespace(device=torch.device("cuda"), dataloader_pin_memory=True)
+    pin_memory_for_accelerators(arguments)
+    assert arguments.dataloader_pin_memory
+    arguments.device = torch.device("cpu")
+    pin_memory_for_accelerators(arguments)
+    assert not arguments.dataloader_pin_memory
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="is about machines without an accelerator")
+@pytest.mark.filterwarnings("error:'pin_memory' argument")
+def test_no_warning_of_pinned_memory_without_an_accelerator(run):
+    run(use_cpu=None, num_train_epochs=1)
 
 
 def test_predictions_agree_with_metrics(teacher):

@@ -29,6 +29,7 @@ from script_utils import (
     contents,
     make_tokenizer,
     read_json,
+    read_table,
     save_backbone,
     saved_weights,
     to_flags,
@@ -461,13 +462,13 @@ def test_positions_of_a_roberta(run, byte_tokenizer, tmp_path, routed):
 
 
 def test_a_routed_encoder(run, tmp_path):
-    options = {**ROUTED, "compute_budgets": [0.9, 0.05], "compute_budget": 0.8}
+    options = {**ROUTED, "compute_budgets": [0.9, 0.05], "compute_budget": 0.8, "save_predictions": True}
     metrics = run(**options)
     output = tmp_path / "out"
     model = AutoModelForQuestionAnswering.from_pretrained(output).eval()
     assert type(model) is SharcsForQuestionAnswering
     assert model.config.router_price == model.set_compute_budget(0.8)
-    assert metrics["eval_budget_0.05"] == "out of reach" and metrics["eval_budget_0.9_f1"] >= 0
+    assert metrics["eval_budgets_out_of_reach"] == [0.05] and metrics["eval_budget_0.9_f1"] >= 0
     questions = make_questions(10, seed=1)
     assert metrics["eval_f1"] == pytest.approx(official(output, questions)["f1"])
     points = read_json(output / "curve" / "compute_curve.json")
@@ -475,12 +476,17 @@ def test_a_routed_encoder(run, tmp_path):
     assert points[-1]["f1"] == pytest.approx(metrics["eval_width_1_f1"])
     # What really routed inference answers.
     tokenizer = AutoTokenizer.from_pretrained(output)
-    answers, taken = read_json(output / "predictions.json"), set()
-    model.sharcs.register_forward_hook(lambda encoder, inputs, outputs: taken.update(outputs.width_indices.tolist()))
-    for row in questions:
+    answers, table, taken = read_json(output / "predictions.json"), read_table(output / "predictions.tsv"), []
+    model.sharcs.register_forward_hook(lambda encoder, inputs, outputs: taken.extend(outputs.width_indices.tolist()))
+    every = set()
+    for row, written in zip(questions, table, strict=True):
+        taken.clear()
         (found,) = model.predict_spans(tokenizer, row["question"].lstrip(), row["context"], max_length=32, stride=8)
         assert answers[row["id"]] == found["answer"]
-    assert taken == {0, 1}
+        assert (written["id"], written["prediction"]) == (row["id"], found["answer"])
+        assert written["widths"].split() == [("0.25", "1")[index] for index in taken]
+        every.update(taken)
+    assert every == {0, 1}
     # Evaluating alone measures the same; the folder stays as it is.
     before = contents(output)
     again = run(
@@ -490,10 +496,50 @@ def test_a_routed_encoder(run, tmp_path):
         model_name_or_path=str(output),
         output_dir=str(tmp_path / "measured"),
     )
+    assert again.pop("eval_budgets_out_of_reach") == metrics.pop("eval_budgets_out_of_reach")
     assert again == pytest.approx(metrics) and contents(output) == before
     assert read_json(tmp_path / "measured" / "predictions.json") == answers
     with pytest.raises(ValueError, match="is a routed encoder; add --sharcs"):
         run(model_name_or_path=str(output))
+
+
+def test_calibration_on_contexts_of_their_own(run, qa, settings, tmp_path, caplog):
+    run(**ROUTED, calibration_split_percentage=30, num_train_epochs=2)
+    calibrated = read_json(tmp_path / "out" / "config.json")["calibration"]["rows"]
+    assert f" {calibrated} calibration windows" in caplog.text
+    # A quarter more questions about the same contexts: they go where their context goes.
+    rows = make_questions(12)
+    rows += [{**row, "id": f"again-{row['id']}"} for row in rows[:3]]
+    arguments = qa.QuestionAnsweringDataArguments(
+        train_file=write_rows(tmp_path / "rows.jsonl", rows), calibration_split_percentage=30
+    )
+    splits = qa.load_questions(arguments, seed=3)
+    assert sorted([*splits["train"]["id"], *splits["calibration"]["id"]]) == sorted(row["id"] for row in rows)
+    contexts = [set(splits[name]["context"]) for name in ("train", "calibration")]
+    assert not contexts[0] & contexts[1] and len(contexts[1]) == 4
+    again, other = (set(qa.load_questions(arguments, seed=seed)["calibration"]["context"]) for seed in (3, 4))
+    assert again == contexts[1] != other
+    write_rows(tmp_path / "rows.jsonl", rows[:1])
+    with pytest.raises(ValueError, match="All training questions are about one context, of which no part can be"):
+        qa.load_questions(arguments)
+    for percentage in (0, 100):
+        with pytest.raises(ValueError, match=f"calibration_split_percentage={percentage} must lie between 0 and 100"):
+            qa.QuestionAnsweringDataArguments(train_file="a.json", calibration_split_percentage=percentage)
+
+
+def test_plain_runs_have_ordinary_defaults(run, script, settings):
+    flags = to_flags({**settings, "output_dir": "x", "num_train_epochs": None})
+    *_, plain = script.read_arguments(flags)
+    assert type(plain) is script.DistillationTrainingArguments and plain.num_train_epochs == 3
+    *_, routed = script.read_arguments([*flags, "--sharcs"])
+    assert type(routed) is script.SharcsTrainingArguments and routed.num_train_epochs == 10
+
+
+def test_a_supernet_is_no_model_to_fine_tune(run, tokenizer, tmp_path):
+    tiny_supernet("question-answering", vocab_size=len(tokenizer)).save_pretrained(tmp_path / "supernet")
+    tokenizer.save_pretrained(tmp_path / "supernet")
+    with pytest.raises(ValueError, match="supernet' is a supernet; take a subnet out with `extract_subnet` first"):
+        run(model_name_or_path=str(tmp_path / "supernet"))
 
 
 def test_a_stopped_run_goes_on_with_questions_that_have_no_answer(run, script, tmp_path, monkeypatch):
@@ -524,7 +570,15 @@ def test_a_stopped_run_goes_on_with_questions_that_have_no_answer(run, script, t
     assert largest_change(saved_weights(tmp_path / "out"), saved_weights(tmp_path / "whole")) == 0
 
 
-@pytest.mark.parametrize("name, value", [("router_layer", 2), ("hardness_window", 1), ("compute_budget", 0.5)])
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("router_layer", 2),
+        ("hardness_window", 1),
+        ("compute_budget", 0.5),
+        ("calibration_split_percentage", 5),
+    ],
+)
 def test_options_of_routed_encoders(run, name, value):
     with pytest.raises(ValueError, match=f"--{name} is an option of routed encoders; add --sharcs, or leave it out"):
         run(**{name: value})
@@ -533,7 +587,9 @@ def test_options_of_routed_encoders(run, name, value):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"teacher_name_or_path": "x"}, "--teacher_name_or_path teaches a routed encoder; add --sharcs"),
+        ({"teacher_name_or_path": "x"}, "--teacher_name_or_path is for routed encoders; add --sharcs, or leave it"),
+        ({"save_predictions": True}, "--save_predictions is for routed encoders; add --sharcs, or leave it out"),
+        ({"label_smoothing_factor": 0.1}, "--label_smoothing_factor=0.1 is for classes, and answers are places"),
         ({"train_file": None}, "no questions to train on; give train_file, or add --evaluate_only"),
         ({"validation_file": None, "evaluate_only": True}, "no questions to evaluate on; give validation_file"),
         ({"sharcs": True, "evaluate_only": True}, "--evaluate_only measures a SHARCS model, .* is a 'bert' model"),

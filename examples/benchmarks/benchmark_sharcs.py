@@ -34,7 +34,7 @@ from example_utils import parse_arguments, run_script, show_progress_messages, w
 from modeling_sharcs import SharcsPreTrainedModel  # noqa: E402
 from modeling_sharcs.calibration import record, share_of_full  # noqa: E402
 from modeling_sharcs.modeling_sharcs import choose_widths  # noqa: E402
-from sharcs_utils import longest_input  # noqa: E402
+from sharcs_utils import budget_prices, longest_input  # noqa: E402
 
 
 logger = logging.get_logger(__name__)
@@ -54,7 +54,8 @@ class BenchmarkArguments:
     max_length: int = field(default=128, metadata={"help": "Longest row, and what 'padded' batches are padded to."})
     batch_sizes: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16, 32, 64], metadata={"help": "Rows a call."})
     compute_budgets: list[float] = field(
-        default_factory=lambda: [0.75, 0.5], metadata={"help": "Shares of full FLOPs that the router is set to."}
+        default_factory=lambda: [0.75, 0.5],
+        metadata={"help": "Shares of full FLOPs that the router is set to; those out of reach are left out."},
     )
     rows: int = field(default=256, metadata={"help": "Rows to time on; each batch size cuts them its own way."})
     rounds: int = field(default=10, metadata={"help": "Rounds that count, at least 5."})
@@ -210,8 +211,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     widest = model.config.width_multipliers[-1]
     contestants: dict[str, Callable[[dict], Any]] = {"widest": lambda batch: model(**batch, width=widest)}
     shares = {}
-    for budget in options.compute_budgets:
-        name, price = f"routed_{budget:g}", model.set_compute_budget(budget)
+    prices = budget_prices(model, options.compute_budgets)
+    for budget, price in prices.items():
+        if price is None:
+            continue
+        name = f"routed_{budget:g}"
         contestants[name] = lambda batch, price=price: model(**batch, router_price=price)
         shares[name] = share_of_full(model, choose_widths(scores, price, model.base_model.relative_costs()), lengths)
     if options.baseline_name_or_path is not None:
@@ -231,6 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "rounds": options.rounds,
         "reference": reference,
         "flops_share": shares,
+        "budgets_out_of_reach": [budget for budget, price in prices.items() if price is None],
         "batch_sizes": {},
     }
     for size in tqdm(options.batch_sizes, desc="Batch sizes"):

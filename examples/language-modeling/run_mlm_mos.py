@@ -38,6 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from example_utils import (  # noqa: E402
     parse_arguments,
     parse_search_space,
+    pin_memory_for_accelerators,
     run_script,
     show_progress_messages,
     start_positions_as_sinusoids,
@@ -353,6 +354,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
         (ModelArguments, DataArguments, SupernetTrainingArguments), arguments, description=__doc__.split("\n")[1]
     )
     show_progress_messages(logger)
+    pin_memory_for_accelerators(training_arguments)
     set_seed(training_arguments.seed)
     with training_arguments.main_process_first(desc="preparing data"):
         splits, tokenizer = load_data(

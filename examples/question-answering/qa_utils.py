@@ -5,6 +5,7 @@
 import csv
 import io
 import json
+import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -61,6 +62,13 @@ class QuestionAnsweringDataArguments:
         default=0.0,
         metadata={"help": "Questions are left unanswered where that scores higher than the best span by more."},
     )
+    calibration_split_percentage: float | None = field(
+        default=None,
+        metadata={
+            "help": "With --sharcs: the share of the training contexts, in percent, whose questions are held out to "
+            "calibrate compute budgets on, which meets them more exactly than training questions do."
+        },
+    )
     max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first questions to train."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Use only the first questions to evaluate."})
     preprocessing_num_workers: int | None = field(default=None, metadata={"help": "How many processes tokenize."})
@@ -75,15 +83,22 @@ class QuestionAnsweringDataArguments:
             raise ValueError(
                 f"doc_stride={self.doc_stride} must be at least 0 and less than max_seq_length={self.max_seq_length}."
             )
+        percentage = self.calibration_split_percentage
+        if percentage is not None and not 0 < percentage < 100:
+            raise ValueError(
+                f"calibration_split_percentage={percentage} must lie between 0 and 100, both excluded; 5 holds out "
+                "one context in twenty."
+            )
         for name in ("max_answer_length", "n_best_size", "max_train_samples", "max_eval_samples"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1.")
 
 
-def load_questions(arguments: QuestionAnsweringDataArguments) -> DatasetDict:
+def load_questions(arguments: QuestionAnsweringDataArguments, seed: int = 0) -> DatasetDict:
     """
-    Splits `train` and `validation` with the columns id, question, context and answers (lists `text`, `answer_start`).
+    Splits `train` and `validation`, and `calibration` if a part of the training contexts is to be held out, with the
+    columns id, question, context and answers (lists `text`, `answer_start`).
 
     Raises:
         ValueError: for a file that is empty, no JSON or lacks a column; for answers that are not in their context,
@@ -116,7 +131,22 @@ def load_questions(arguments: QuestionAnsweringDataArguments) -> DatasetDict:
         if count > 1:
             raise ValueError(f"{count} {name} questions have the id {repeated!r}; give each an id of its own.")
         _check_answers(name, rows)
+    if "train" in splits and arguments.calibration_split_percentage is not None:
+        splits |= _hold_out_contexts(splits["train"], arguments.calibration_split_percentage, seed)
     return DatasetDict(splits)
+
+
+def _hold_out_contexts(rows: Dataset, percentage: float, seed: int) -> dict[str, Dataset]:
+    """Questions about the same context stay together: a router knows a context that it was trained on."""
+    contexts = list(dict.fromkeys(rows["context"]))
+    if len(contexts) < 2:
+        raise ValueError("All training questions are about one context, of which no part can be held out.")
+    count = min(max(1, round(len(contexts) * percentage / 100)), len(contexts) - 1)
+    chosen = set(random.Random(seed).sample(contexts, count))
+    places = {"train": [], "calibration": []}
+    for index, context in enumerate(rows["context"]):
+        places["calibration" if context in chosen else "train"].append(index)
+    return {name: rows.select(indices) for name, indices in places.items()}
 
 
 def _check_answers(split: str, rows: Dataset) -> None:

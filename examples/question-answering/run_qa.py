@@ -12,8 +12,11 @@ Fine-tunes any encoder, MoS subnets included, on questions in the SQuAD format; 
 One .json or .yaml file of arguments may come first. The same command continues a run that was stopped.
 """
 
+import csv
+import io
 import json
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -21,9 +24,11 @@ from typing import Any
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForQuestionAnswering,
     AutoTokenizer,
     DataCollatorWithPadding,
+    PreTrainedModel,
     Trainer,
     TrainingArguments,
     set_seed,
@@ -34,7 +39,13 @@ from transformers.utils import logging
 # The helpers are one folder up; example scripts are run from anywhere and are not installed.
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 import modeling_mos  # noqa: E402, F401 (registers the auto classes)
-from example_utils import parse_arguments, run_script, show_progress_messages, write_text_atomically  # noqa: E402
+from example_utils import (  # noqa: E402
+    parse_arguments,
+    pin_memory_for_accelerators,
+    run_script,
+    show_progress_messages,
+    write_text_atomically,
+)
 from modeling_sharcs import SharcsForQuestionAnswering  # noqa: E402
 from qa_utils import (  # noqa: E402
     QuestionAnsweringDataArguments,
@@ -52,8 +63,12 @@ from sharcs_utils import (  # noqa: E402
     save,
     train,
 )
-from trainers import SharcsTrainer, SharcsTrainingArguments  # noqa: E402
-from trainers.checkpoints import StagedCheckpointMixin  # noqa: E402
+from trainers import (  # noqa: E402
+    DistillationTrainer,
+    DistillationTrainingArguments,
+    SharcsTrainer,
+    SharcsTrainingArguments,
+)
 
 
 logger = logging.get_logger(__name__)
@@ -69,46 +84,84 @@ class ModelArguments:
     teacher_name_or_path: str | None = field(
         default=None, metadata={"help": "With --sharcs: a fine-tuned model to learn from, instead of the widest path."}
     )
+    save_predictions: bool = field(
+        default=False,
+        metadata={"help": "With --sharcs: write each question's answer, and the widths taken, to predictions.tsv."},
+    )
     evaluate_only: bool = field(default=False, metadata={"help": "Measure the model, without training it."})
 
 
-class QuestionAnsweringTrainer(StagedCheckpointMixin, Trainer):
-    """A `Trainer` whose checkpoints are written beside and renamed when whole."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        if not hasattr(self.accelerator.unwrap_model(self.model), "accepts_loss_kwargs"):
-            # Stock models take keyword arguments and ignore the number of items that Trainer would divide by.
-            self.model_accepts_loss_kwargs = False
-
-
-def refuse_unused_options(options: SharcsOptions, arguments: SharcsTrainingArguments) -> None:
+def refuse_unused_options(data: QuestionAnsweringDataArguments, options: SharcsOptions, arguments) -> None:
     """
     Raises:
         ValueError: if an option of SHARCS is set where no routed encoder is trained.
     """
     plain = {item.name for item in fields(TrainingArguments)}
-    defaults = {**vars(SharcsOptions())}
-    for item in fields(SharcsTrainingArguments):
-        if item.name not in plain:
-            defaults[item.name] = item.default
+    defaults = {"calibration_split_percentage": None, **vars(SharcsOptions())}
+    defaults |= {item.name: item.default for item in fields(SharcsTrainingArguments) if item.name not in plain}
+    given = {**vars(data), **vars(options), **vars(arguments)}
     for name, default in defaults.items():
-        if getattr(options, name, getattr(arguments, name, None)) != default:
+        if given[name] != default:
             raise ValueError(f"--{name} is an option of routed encoders; add --sharcs, or leave it out.")
 
 
+def read_arguments(arguments: Sequence[str] | None) -> tuple:
+    """
+    The dataclasses of the script. Without --sharcs training is ordinary, and so are the defaults of its arguments.
+
+    Raises:
+        ValueError: if options do not go together.
+    """
+    description = __doc__.split("\n")[1]
+    types = (ModelArguments, QuestionAnsweringDataArguments, SharcsOptions)
+    model, data, options, training = parse_arguments((*types, SharcsTrainingArguments), arguments, description)
+    if not model.sharcs:
+        refuse_unused_options(data, options, training)
+        for name in ("teacher_name_or_path", "save_predictions"):
+            if getattr(model, name):
+                raise ValueError(f"--{name} is for routed encoders; add --sharcs, or leave it out.")
+        *_, training = parse_arguments((*types, DistillationTrainingArguments), arguments, description)
+    if training.label_smoothing_factor:
+        raise ValueError(
+            f"--label_smoothing_factor={training.label_smoothing_factor:g} is for classes, and answers are places in "
+            "a text; leave it out."
+        )
+    return model, data, options, training
+
+
+def load_plain_model(name: str) -> PreTrainedModel:
+    """
+    An encoder that is not routed, in float32 whatever its checkpoint's type.
+
+    Raises:
+        ValueError: if it is a supernet or a routed encoder.
+    """
+    model_type = AutoConfig.from_pretrained(name).model_type
+    if model_type == "mos":
+        raise ValueError(f"{name!r} is a supernet; take a subnet out with `extract_subnet` first.")
+    if model_type == "sharcs":
+        raise ValueError(f"{name!r} is a routed encoder; add --sharcs.")
+    return AutoModelForQuestionAnswering.from_pretrained(name, dtype=torch.float32)
+
+
+def write_prediction_table(path: Path, questions, windows, answers: dict[str, str], widths: Sequence[float]) -> None:
+    """A table of the questions, with the answer to each and the widths that its windows took, in their order."""
+    taken = defaultdict(list)
+    for index, width in zip(windows["question_index"], widths, strict=True):
+        taken[index].append(f"{width:g}")
+    table = io.StringIO(newline="")
+    writer = csv.writer(table, delimiter="\t", lineterminator="\n")
+    writer.writerow(["id", "question", "prediction", "widths"])
+    for index, (name, question) in enumerate(zip(questions["id"], questions["question"], strict=True)):
+        writer.writerow([name, question, answers[name], " ".join(taken[index])])
+    write_text_atomically(path, table.getvalue())
+
+
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    model_arguments, data_arguments, options, training_arguments = parse_arguments(
-        (ModelArguments, QuestionAnsweringDataArguments, SharcsOptions, SharcsTrainingArguments),
-        arguments,
-        description=__doc__.split("\n")[1],
-    )
+    model_arguments, data_arguments, options, training_arguments = read_arguments(arguments)
     show_progress_messages(logger)
-    if not model_arguments.sharcs:
-        refuse_unused_options(options, training_arguments)
-        if model_arguments.teacher_name_or_path is not None:
-            raise ValueError("--teacher_name_or_path teaches a routed encoder; add --sharcs, or leave it out.")
-    elif data_arguments.version_2_with_negative:
+    pin_memory_for_accelerators(training_arguments)
+    if model_arguments.sharcs and data_arguments.version_2_with_negative:
         logger.info("A question without an answer is as hard as its first token is as start and end.")
     set_seed(training_arguments.seed)
     name = model_arguments.model_name_or_path
@@ -116,11 +169,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     if model_arguments.sharcs:
         model = load_sharcs_model(SharcsForQuestionAnswering, name, options, model_arguments.evaluate_only)
     else:
-        model = AutoModelForQuestionAnswering.from_pretrained(name, dtype=torch.float32)
-        if model.config.model_type == "sharcs":
-            raise ValueError(f"{name!r} is a routed encoder; add --sharcs.")
+        model = load_plain_model(name)
     with training_arguments.main_process_first(desc="preparing data"):
-        questions = load_questions(data_arguments)
+        questions = load_questions(data_arguments, seed=training_arguments.seed)
         longest = longest_input(model.config, tokenizer)
         windows = {split: make_windows(rows, tokenizer, data_arguments, longest) for split, rows in questions.items()}
     if not model_arguments.evaluate_only and "train" not in windows:
@@ -146,7 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             )
         trainer: Trainer = SharcsTrainer(model, teacher=teacher, **common)
     else:
-        trainer = QuestionAnsweringTrainer(model, **common)
+        trainer = DistillationTrainer(model, **common)
     logger.info(
         f"{type(model).__name__}: {model.num_parameters():,} parameters, "
         + ", ".join(f"{len(rows):,} {split} windows" for split, rows in windows.items())
@@ -155,7 +206,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         train(trainer)
     results: dict[str, Any] = {}
     if model_arguments.sharcs:
-        if "train" in windows:
+        if "calibration" in windows:
+            calibrate(trainer, windows["calibration"], "held-out")
+        elif "train" in windows:
             # Not the first ones, which are about few articles.
             rows = windows["train"].shuffle(seed=training_arguments.seed)
             calibrate(trainer, rows.select(range(min(500, len(rows)))), "training")
@@ -165,17 +218,24 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     if "validation" in windows:
         if model_arguments.sharcs:
             results, predictions, _ = measure(trainer, windows["validation"], options, "f1")
-            logits = predictions.select(trainer.chosen_widths(predictions).numpy())
+            chosen = trainer.chosen_widths(predictions).numpy()
+            logits = predictions.select(chosen)
         else:
-            output = trainer.predict(windows["validation"], metric_key_prefix="eval")
-            results, logits = output.metrics, output.predictions[:2]
+            predicted = trainer.predict(windows["validation"], metric_key_prefix="eval")
+            results, logits = predicted.metrics, predicted.predictions[:2]
             trainer.log_metrics("eval", results)
             trainer.save_metrics("eval", results)
         if trainer.is_world_process_zero():
             found = find_answers(questions["validation"], windows["validation"], logits, data_arguments)
             answers = {answer["id"]: answer["prediction_text"] for answer in found}
             text = json.dumps(answers, indent=2, ensure_ascii=False) + "\n"
-            write_text_atomically(Path(training_arguments.output_dir) / "predictions.json", text)
+            output = Path(training_arguments.output_dir)
+            write_text_atomically(output / "predictions.json", text)
+            if model_arguments.save_predictions:
+                widths = [trainer.widths[index] for index in chosen]
+                write_prediction_table(
+                    output / "predictions.tsv", questions["validation"], windows["validation"], answers, widths
+                )
     return results
 
 

@@ -43,6 +43,7 @@ from example_utils import (  # noqa: E402
     argument_names,
     parse_arguments,
     parse_given_arguments,
+    pin_memory_for_accelerators,
     run_script,
     show_progress_messages,
 )
@@ -236,6 +237,7 @@ def load_teacher(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase, 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     model_arguments, data_arguments, training_arguments = read_arguments(arguments)
     show_progress_messages(logger)
+    pin_memory_for_accelerators(training_arguments)
     set_seed(training_arguments.seed)
     output = Path(training_arguments.output_dir)
     with training_arguments.main_process_first(desc="preparing data"):

@@ -31,7 +31,13 @@ from transformers.utils import logging
 
 # The helpers are one folder up; example scripts are run from anywhere and are not installed.
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
-from example_utils import parse_arguments, run_script, show_progress_messages, write_text_atomically  # noqa: E402
+from example_utils import (  # noqa: E402
+    parse_arguments,
+    pin_memory_for_accelerators,
+    run_script,
+    show_progress_messages,
+    write_text_atomically,
+)
 from glue_utils import (  # noqa: E402
     DataArguments,
     get_label_names,
@@ -136,6 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         description=__doc__.split("\n")[1],
     )
     show_progress_messages(logger)
+    pin_memory_for_accelerators(training_arguments)
     set_seed(training_arguments.seed)
     output = Path(training_arguments.output_dir)
     with training_arguments.main_process_first(desc="preparing data"):
