@@ -3,13 +3,13 @@
 """Model cards: what they say is what the model says, and their code runs."""
 
 import logging
-import re
+from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding
 from transformers.utils import is_matplotlib_available
 
 from modeling_mos import MosForSequenceClassification
@@ -19,15 +19,27 @@ from testing_utils import (
     HEADS,
     SHARCS_CLASSES,
     UNIFORM,
+    code_of,
     make_batch,
     no_complaints,
+    table_of,
     tiny_backbone,
     tiny_sharcs,
     tiny_supernet,
     tiny_tokenizer,
+    training_of,
 )
-from trainers import model_cards, save_curve, write_model_card
+from trainers import DistillationTrainer, DistillationTrainingArguments, model_cards, save_curve, write_model_card
 from trainers.model_cards import CARD_NAME, FIGURE_NAME, MARKER
+from training_utils import (
+    make_arguments,
+    make_bert,
+    make_labelled,
+    make_sharcs_trainer,
+    make_subnet,
+    train_masked_lm,
+    train_supernet,
+)
 
 
 TOKENIZER = tiny_tokenizer()
@@ -62,26 +74,6 @@ def make_card(model, folder, tokenizer=TOKENIZER, **arguments) -> ModelCard:
         path = write_model_card(model, folder, **arguments)
     assert path == folder / CARD_NAME
     return ModelCard.load(path)
-
-
-def code_of(card: ModelCard) -> str:
-    return re.search(r"```python\n(.*?)```", card.text, flags=re.DOTALL)[1]
-
-
-def table_of(card: ModelCard, column: str) -> list[dict[str, str]]:
-    """The rows of the table whose first column has this name."""
-    lines = card.text.splitlines()
-    start = next(index for index, line in enumerate(lines) if line.startswith("|") and cells_of(line)[0] == column)
-    names, rows = cells_of(lines[start]), []
-    for line in lines[start + 2 :]:
-        if not line.startswith("|"):
-            break
-        rows.append(dict(zip(names, cells_of(line), strict=True)))
-    return rows
-
-
-def cells_of(line: str) -> list[str]:
-    return [cell.strip().replace(r"\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
 
 
 # ---- what a card says -----------------------------------------------------------------------------------------------
@@ -275,9 +267,7 @@ def test_budgets_of_a_routed_encoder(tmp_path, monkeypatch):
 def test_training(tmp_path):
     facts = {"seed": 3, "search": "50 to 60 million parameters", "teacher": None, "note": "a|b\nc"}
     card = make_card(make_model("subnet"), tmp_path / "model", training=facts)
-    lines = card.text[card.text.index("## Training") :].splitlines()
-    rows = dict(cells_of(line) for line in lines[4:] if line.startswith("|"))
-    assert rows == {"seed": "3", "search": "50 to 60 million parameters", "note": "a|b c"}
+    assert training_of(card) == {"seed": "3", "search": "50 to 60 million parameters", "note": "a|b c"}
 
 
 # ---- where a model comes from ---------------------------------------------------------------------------------------
@@ -390,3 +380,98 @@ def test_what_is_missing_is_said(tmp_path):
     with pytest.raises(ValueError, match="no picture 'curve.png' in '.*'; leave `figure` out"):
         write_model_card(model, tmp_path, figure="curve.png")
     assert not list(tmp_path.iterdir())
+
+
+# ---- trainers -------------------------------------------------------------------------------------------------------
+
+
+def card_of(trainer, **arguments) -> ModelCard:
+    trainer.save_model()
+    trainer.create_model_card(**arguments)
+    return ModelCard.load(Path(trainer.args.output_dir) / CARD_NAME)
+
+
+def scores_of(card: ModelCard) -> dict[str, str]:
+    return {row["metric"]: row["value"] for row in table_of(card, "metric")}
+
+
+def test_the_card_of_a_supernets_trainer(tiny_tokenizer, tmp_path):
+    teacher = make_bert(tiny_tokenizer)
+    teacher.name_or_path = str(tmp_path / "somewhere" / "private")
+    options = {"distillation": ["logits"], "panel_random_architectures": 1}
+    trainer = train_supernet(tiny_tokenizer, tmp_path / "out", teacher=teacher, **options)
+    metrics = trainer.evaluate()
+    card = card_of(trainer)
+    scores = scores_of(card)
+    assert scores["largest_perplexity"] == f"{metrics['eval_largest_perplexity']:.4f}" and "random_0_loss" in scores
+    assert not [name for name in scores if "runtime" in name or "second" in name or name in ("epoch", "step")]
+    training = training_of(card)
+    expected = {"trainer": "SupernetTrainer", "seed": "11", "learning_rate": "0.1", "samples": "12"}
+    expected |= {"architecture_sampling": "sandwich", "distillation": "['logits']"}
+    assert expected.items() <= training.items()
+    # What a folder of one machine is called is nobody else's business.
+    assert training["teacher"] == f"BertForMaskedLM ({teacher.num_parameters():,} parameters)"
+    assert str(tmp_path) not in card.content
+    assert card.data.tags == ["mos", "generated_from_trainer"]
+
+
+def test_the_card_of_a_subnets_trainer(tiny_tokenizer, tmp_path):
+    trainer = train_masked_lm(tiny_tokenizer, tmp_path, make_subnet(tiny_tokenizer))
+    metrics = trainer.evaluate()
+    card = card_of(trainer, language="en", tags="small", dataset_tags="me/books", dataset="Books", model_name="Small")
+    assert scores_of(card) == {name: f"{metrics[f'eval_{name}']:.4f}" for name in ("loss", "perplexity")}
+    training = training_of(card)
+    assert training["trainer"] == "MaskedLMTrainer"
+    assert "architecture_sampling" not in training  # of which nothing here depends
+    assert card.data.tags == ["mos", "small", "generated_from_trainer"] and "# Small" in card.text
+    assert (card.data.language, card.data.datasets, card.data.metrics) == ("en", ["me/books"], ["perplexity"])
+    assert {result.dataset_name for result in card.data.eval_results} == {"Books"}
+
+
+@pytest.mark.parametrize("taught", [True, False])
+def test_the_card_of_a_fine_tuned_model(taught, tiny_tokenizer, tmp_path):
+    teacher = make_bert(tiny_tokenizer, "sequence-classification")
+    teacher.name_or_path = "me/teacher"
+    trainer = DistillationTrainer(
+        make_model("stock", vocab_size=len(tiny_tokenizer)),
+        make_arguments(tmp_path, DistillationTrainingArguments),
+        teacher=teacher if taught else None,
+        train_dataset=make_labelled(tiny_tokenizer),
+        data_collator=DataCollatorWithPadding(tiny_tokenizer),
+        processing_class=tiny_tokenizer,
+    )
+    trainer.train()
+    card = card_of(trainer, metrics={"eval_accuracy": 0.5}, finetuned_from="me/subnet", training={"note": "a second"})
+    training = training_of(card)
+    assert ("logits_weight" in training) == taught and training["note"] == "a second"
+    assert training.get("teacher", "").startswith("me/teacher (") == taught
+    assert card.data.base_model == "me/subnet" and scores_of(card) == {"accuracy": "0.5000"}
+    assert 'AutoTokenizer.from_pretrained("' in code_of(card)
+
+
+def test_the_card_of_a_routed_encoders_trainer(tiny_tokenizer, tmp_path):
+    trainer = make_sharcs_trainer(tiny_tokenizer, tmp_path)
+    trainer.train()
+    metrics = trainer.evaluate()
+    card = card_of(trainer, dataset_tags="me/data")
+    scores = scores_of(card)
+    for name in ("loss", "flops_share", "width_0.25_loss", "rows_at_1"):
+        assert scores[name] == f"{metrics[f'eval_{name}']:.4f}"
+    # Widths and groups are parts, whose scores are in the table only.
+    assert {result.metric_type for result in card.data.eval_results} == {"loss", "flops_share"}
+    training = training_of(card)
+    assert training["trainer"] == "SharcsTrainer" and training["hardness_window"] == "1"
+    assert "It is not calibrated" in card.text
+
+
+def test_a_card_of_a_model_that_was_only_evaluated(tiny_tokenizer, tmp_path):
+    trainer = make_sharcs_trainer(tiny_tokenizer, tmp_path)
+    trainer.train_dataset = None
+    assert "Nothing was said about it" in card_of(trainer).text
+
+
+def test_one_process_writes_the_card(tiny_tokenizer, tmp_path, monkeypatch):
+    trainer = make_sharcs_trainer(tiny_tokenizer, tmp_path)
+    monkeypatch.setattr(trainer, "is_world_process_zero", lambda: False)
+    trainer.create_model_card()
+    assert not (tmp_path / CARD_NAME).exists()

@@ -10,7 +10,7 @@ import os
 import re
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,12 @@ from huggingface_hub import CommitInfo, EvalResult, HfApi, ModelCard, ModelCardD
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 from transformers.initialization import no_init_weights
 from transformers.modelcard import (
     TASK_TAG_TO_NAME_MAPPING,
     TrainingSummary,
+    extract_hyperparameters_from_trainer,
     make_markdown_table,
 )
 from transformers.utils import is_matplotlib_available, logging
@@ -574,4 +575,78 @@ def push_to_hub(
         return api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message, revision=revision)
 
 
-__all__ = ["push_to_hub", "write_model_card"]
+class ModelCardMixin:
+    """
+    Mixin for a `Trainer`: `create_model_card`, and with it `push_to_hub`, write a card as [`write_model_card`] does,
+    with the trainer's arguments and its last evaluation.
+    """
+
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
+        metrics: dict[str, Any] | None = None,
+        training: dict[str, Any] | None = None,
+        **card,
+    ) -> None:
+        """
+        Writes the card of the model that was saved to `args.output_dir`.
+
+        Args:
+            language, license, tags, model_name, finetuned_from, dataset_tags, dataset, dataset_args:
+                As for [`~transformers.Trainer`].
+            tasks: Taken for the sake of scripts; the model's head says what its task is.
+            metrics (`dict`, *optional*): Instead of those of the last evaluation.
+            training (`dict`, *optional*): More to say about the training.
+            card: More arguments of [`write_model_card`].
+        """
+        if not self.is_world_process_zero():
+            return
+        logged = (entry for entry in reversed(self.state.log_history) if any(map(_is_evaluated, entry)))
+        write_model_card(
+            self.accelerator.unwrap_model(self.model),
+            self.args.output_dir,
+            repo_id=self.hub_model_id,
+            model_name=model_name,
+            base_model=finetuned_from,
+            license=license,
+            language=language,
+            tags=[*_as_list(tags), "generated_from_trainer"],
+            datasets=_as_list(dataset_tags),
+            dataset_name=next(iter(_as_list(dataset)), None),
+            dataset_config=next(iter(_as_list(dataset_args)), None),
+            metrics=next(logged, None) if metrics is None else metrics,
+            training={**self._training_facts(), **(training or {})},
+            **card,
+        )
+
+    def _training_facts(self) -> dict[str, Any]:
+        if self.train_dataset is None:
+            return {}
+        teacher, args = getattr(self, "teacher", None), self.args
+        facts = {"trainer": type(self).__name__, **extract_hyperparameters_from_trainer(self)}
+        if hasattr(self.train_dataset, "__len__"):
+            facts["samples"] = f"{len(self.train_dataset):,}"
+        if teacher is not None:
+            teacher = self.accelerator.unwrap_model(teacher)
+            name = hub_name(teacher.name_or_path) or type(teacher).__name__  # a folder's says nothing to others
+            facts["teacher"] = f"{name} ({teacher.num_parameters():,} parameters)"
+        if teacher is not None or self.model.config.model_type in ("mos", "sharcs"):
+            # What our arguments add; of an ordinary model without a teacher nothing depends on them.
+            usual = {field.name for field in fields(TrainingArguments)}
+            facts |= {field.name: getattr(args, field.name) for field in fields(args) if field.name not in usual}
+        return facts
+
+
+def _is_evaluated(name: str) -> bool:
+    return name.startswith("eval_")
+
+
+__all__ = ["ModelCardMixin", "push_to_hub", "write_model_card"]

@@ -34,7 +34,14 @@ from transformers.utils import logging
 # The helpers are one folder up; example scripts are run from anywhere and are not installed.
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 import modeling_mos  # noqa: E402, F401 (registers the auto classes)
-from example_utils import parse_arguments, run_script, show_progress_messages, write_text_atomically  # noqa: E402
+from example_utils import (  # noqa: E402
+    describe_dataset,
+    parse_arguments,
+    publish,
+    run_script,
+    show_progress_messages,
+    write_text_atomically,
+)
 from modeling_sharcs import SharcsForQuestionAnswering  # noqa: E402
 from qa_utils import (  # noqa: E402
     QuestionAnsweringDataArguments,
@@ -46,6 +53,7 @@ from qa_utils import (  # noqa: E402
 from sharcs_utils import (  # noqa: E402
     SharcsOptions,
     calibrate,
+    find_curve,
     load_sharcs_model,
     longest_input,
     measure,
@@ -54,6 +62,7 @@ from sharcs_utils import (  # noqa: E402
 )
 from trainers import SharcsTrainer, SharcsTrainingArguments  # noqa: E402
 from trainers.checkpoints import StagedCheckpointMixin  # noqa: E402
+from trainers.model_cards import ModelCardMixin  # noqa: E402
 
 
 logger = logging.get_logger(__name__)
@@ -72,8 +81,8 @@ class ModelArguments:
     evaluate_only: bool = field(default=False, metadata={"help": "Measure the model, without training it."})
 
 
-class QuestionAnsweringTrainer(StagedCheckpointMixin, Trainer):
-    """A `Trainer` whose checkpoints are written beside and renamed when whole."""
+class QuestionAnsweringTrainer(ModelCardMixin, StagedCheckpointMixin, Trainer):
+    """A `Trainer` with our model cards, whose checkpoints are written beside and renamed when whole."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -176,6 +185,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             answers = {answer["id"]: answer["prediction_text"] for answer in found}
             text = json.dumps(answers, indent=2, ensure_ascii=False) + "\n"
             write_text_atomically(Path(training_arguments.output_dir) / "predictions.json", text)
+    if model_arguments.sharcs or not model_arguments.evaluate_only:
+        publish(trainer, metrics=results, figure=find_curve(trainer), **describe_dataset(data_arguments))
     return results
 
 

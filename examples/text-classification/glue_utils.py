@@ -44,13 +44,14 @@ from transformers.utils import logging
 
 # The helpers are one folder up; example scripts are run from anywhere and are not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from example_utils import read_lines, write_text_atomically  # noqa: E402
+from example_utils import describe_dataset, read_lines, write_text_atomically  # noqa: E402
 
 
 __all__ = [
     "TASKS",
     "DataArguments",
     "GlueTask",
+    "describe_task",
     "find_task_files",
     "get_label_names",
     "glue_compute_metrics",
@@ -841,6 +842,19 @@ def _hold_out(splits: DatasetDict, arguments: DataArguments, seed: int) -> None:
     if parts:
         parts["train"] = splits["train"].select([row for row in range(count) if row not in taken])
         splits.update(parts)
+
+
+def describe_task(arguments: DataArguments) -> dict[str, str | None]:
+    """What a model card says of the data: a GLUE task, a data set of the Hub, or nothing of own files."""
+    if arguments.task is None or arguments.train_file or arguments.validation_file or arguments.dataset_name:
+        return describe_dataset(arguments)
+    name = f"GLUE {arguments.task.name}"
+    return {
+        "language": "en",
+        "dataset_tags": GLUE_ON_THE_HUB,
+        "dataset": name,
+        "dataset_args": arguments.task_name,
+    }
 
 
 def get_label_names(datasets: DatasetDict) -> list[str] | None:

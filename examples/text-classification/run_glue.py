@@ -35,9 +35,10 @@ from transformers.utils import logging
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 import modeling_mos  # noqa: E402, F401 (registers the auto classes)
 import modeling_sharcs  # noqa: E402, F401
-from example_utils import parse_arguments, run_script, show_progress_messages  # noqa: E402
+from example_utils import parse_arguments, publish, run_script, show_progress_messages  # noqa: E402
 from glue_utils import (  # noqa: E402
     DataArguments,
+    describe_task,
     get_label_names,
     glue_compute_metrics,
     load_task_datasets,
@@ -210,6 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             temporary.replace(output / f"predictions{suffix}.safetensors")
     if training_arguments.do_predict:
         write_test_predictions(trainer, splits, data_arguments, ordered, output)
+    publish(trainer, metrics=results, **describe_task(data_arguments))
     return results
 
 

@@ -31,9 +31,16 @@ from transformers.utils import logging
 
 # The helpers are one folder up; example scripts are run from anywhere and are not installed.
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
-from example_utils import parse_arguments, run_script, show_progress_messages, write_text_atomically  # noqa: E402
+from example_utils import (  # noqa: E402
+    parse_arguments,
+    publish,
+    run_script,
+    show_progress_messages,
+    write_text_atomically,
+)
 from glue_utils import (  # noqa: E402
     DataArguments,
+    describe_task,
     get_label_names,
     glue_compute_metrics,
     load_task_datasets,
@@ -48,6 +55,7 @@ from modeling_sharcs import SharcsForSequenceClassification  # noqa: E402
 from sharcs_utils import (  # noqa: E402
     SharcsOptions,
     calibrate,
+    find_curve,
     load_sharcs_model,
     longest_input,
     measure,
@@ -196,6 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
                 write_predictions(output / f"predictions{suffix}.tsv", raw[name], trainer, predictions, ordered)
     if training_arguments.do_predict:
         write_test_predictions(trainer, splits, data_arguments, ordered, output)
+    publish(trainer, metrics=results, figure=find_curve(trainer), **describe_task(data_arguments))
     return results
 
 
