@@ -29,16 +29,18 @@ from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.trainers import WordPieceTrainer
-from transformers import BertTokenizer, HfArgumentParser, PreTrainedModel, TrainingArguments
+from transformers import BertTokenizer, HfArgumentParser, PreTrainedModel, Trainer, TrainingArguments
 
 
 __all__ = [
     "argument_names",
+    "describe_dataset",
     "expand_argument_file",
     "parse_arguments",
     "parse_given_arguments",
     "parse_search_space",
     "pin_memory_for_accelerators",
+    "publish",
     "read_lines",
     "require_new_folder",
     "run_script",
@@ -210,6 +212,22 @@ def run_script(main: Callable[[], object]) -> None:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
     except StrictDataclassError as error:  # a configuration that says what it does not take, in its cause
         sys.exit(f"{Path(sys.argv[0]).name}: {error.__cause__ or error}")
+
+
+def describe_dataset(arguments: Any) -> dict[str, str | None]:
+    """What a model card says of the data set of the Hub that a script's arguments name, if they do."""
+    name = arguments.dataset_name
+    if name is None or Path(name).exists():
+        return {}
+    return {"dataset_tags": name, "dataset_args": arguments.dataset_config_name}
+
+
+def publish(trainer: Trainer, **card: Any) -> None:
+    """Writes the model card, and with `--push_to_hub` publishes the output folder; `card` is what the card says."""
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub(**card)
+    else:
+        trainer.create_model_card(**card)
 
 
 def write_text_atomically(path: str | os.PathLike, text: str | Iterable[str]) -> None:

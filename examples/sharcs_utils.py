@@ -23,6 +23,7 @@ __all__ = [
     "SharcsOptions",
     "budget_prices",
     "calibrate",
+    "find_curve",
     "load_sharcs_model",
     "longest_input",
     "measure",
@@ -296,3 +297,9 @@ def measure(
         paths = save_curve(points, str(Path(trainer.args.output_dir) / f"curve{suffix}"), metric, marks)
         logger.info(f"What compute buys is in {', '.join(paths.values())}.")
     return named, predictions, prices
+
+
+def find_curve(trainer: Trainer) -> str | None:
+    """The plot that [`measure`] wrote, if it did, as a path in the output folder: a picture for the model card."""
+    curve = Path("curve", "compute_curve.png")
+    return str(curve) if (Path(trainer.args.output_dir) / curve).is_file() else None

@@ -114,6 +114,7 @@ def supernet_from_backbone(supernet_class: type, backbone: str | PreTrainedModel
     supernet = supernet_class(config).to(backbone.dtype)
     copy_backbone_weights(backbone, supernet)
     supernet.set_attn_implementation(source._attn_implementation)
+    supernet.name_or_path = backbone.name_or_path
     return supernet.train(backbone.training)
 
 
@@ -210,6 +211,7 @@ def extract_subnet(supernet: PreTrainedModel, architecture: Architecture) -> Pre
     subnet.tie_weights()
     subnet.config._attn_implementation = config._attn_implementation
     subnet.name_or_path = supernet.name_or_path
+    subnet.add_model_tags("mos")  # for a model card: a stock class cannot know where it comes from
     return subnet.to(supernet.device).train(supernet.training)
 
 

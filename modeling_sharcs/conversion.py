@@ -124,6 +124,7 @@ def sharcs_from_backbone(sharcs_class: type, backbone: str | PreTrainedModel, **
     _load(model, _rename(weights, class_name, config), config)
     if attn_implementation is not None:
         model.set_attn_implementation(attn_implementation)
+    model.name_or_path = backbone.name_or_path if isinstance(backbone, PreTrainedModel) else str(backbone)
     return model.train(backbone.training) if isinstance(backbone, PreTrainedModel) else model.eval()
 
 

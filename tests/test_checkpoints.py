@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import TrainerCallback, TrainerState
+from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_mos import MosSubnetForMaskedLM
@@ -151,6 +151,26 @@ def test_save_only_model(tiny_tokenizer, tmp_path):
     train(tiny_tokenizer, tmp_path, max_steps=2, save_only_model=True)
     files = {file.name for file in (tmp_path / "checkpoint-2").iterdir()}
     assert {"model.safetensors", "trainer_state.json"} <= files and "optimizer.pt" not in files
+
+
+def test_a_checkpoint_is_published_when_it_is_whole(tiny_tokenizer, tmp_path, monkeypatch):
+    """Uploads run in the background: what they read must have its name already, and its code beside it."""
+    published = []
+
+    def push(self, folder):
+        published.append((folder, fingerprint(folder).keys(), {file.name for file in tmp_path.glob("*.py")}))
+
+    monkeypatch.setattr(Trainer, "_push_from_checkpoint", push)
+    trainer = MaskedLMTrainer(
+        make_subnet(tiny_tokenizer), make_arguments(tmp_path, **SAVING), train_dataset=make_masked(tiny_tokenizer)
+    )
+    trainer.args.push_to_hub = True
+    trainer.train()
+    assert [Path(folder).name for folder, _, _ in published] == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
+    for _, files, code in published:
+        assert files >= FILES
+        assert code == {"architecture.py", "configuration_mos_subnet.py", "modeling_mos_subnet.py"}
+    assert STAGING_FOLDER.startswith("_")  # which Trainer leaves out of what it uploads
 
 
 # ---- failures in the middle -----------------------------------------------------------------------------------------

@@ -5,13 +5,14 @@ import json
 import logging
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from transformers import AutoTokenizer, BertConfig, EvalPrediction
 
-from example_utils import parse_arguments
+from example_utils import parse_arguments, publish
 
 
 REAL_DATA_VARIABLE = "ELASTIC_ENCODERS_GLUE_DIR"
@@ -665,6 +666,36 @@ def test_set_model_labels(glue):
     assert config.problem_type == "single_label_classification"
     glue.set_model_labels(config, None)
     assert (config.num_labels, config.problem_type) == (1, "regression")
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        (
+            {"task_name": "mrpc"},
+            {"language": "en", "dataset_tags": "nyu-mll/glue", "dataset": "GLUE MRPC", "dataset_args": "mrpc"},
+        ),
+        ({"task_name": "mrpc", "train_file": "mine.tsv"}, {}),
+        ({"train_file": "mine.csv"}, {}),
+        ({"dataset_name": "me/reviews"}, {"dataset_tags": "me/reviews", "dataset_args": None}),
+        ({"dataset_name": str(Path(__file__).parent)}, {}),
+    ],
+)
+def test_what_a_model_card_says_of_the_data(glue, options, expected):
+    assert glue.describe_task(glue.DataArguments(**options)) == expected
+
+
+def test_a_card_is_written_or_published():
+    calls = []
+    trainer = SimpleNamespace(
+        args=SimpleNamespace(push_to_hub=False),
+        create_model_card=lambda **card: calls.append(("written", card)),
+        push_to_hub=lambda **card: calls.append(("published", card)),
+    )
+    publish(trainer, metrics={"f1": 1.0})
+    trainer.args.push_to_hub = True
+    publish(trainer, metrics={"f1": 0.5})
+    assert calls == [("written", {"metrics": {"f1": 1.0}}), ("published", {"metrics": {"f1": 0.5}})]
 
 
 def test_data_without_labels(glue):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForSequenceClassification,
@@ -23,6 +24,7 @@ from transformers import (
     pipeline,
 )
 
+import trainers.model_cards
 from example_utils import pin_memory_for_accelerators
 from modeling_mos import MosSubnetForSequenceClassification
 from script_utils import (
@@ -37,7 +39,7 @@ from script_utils import (
     write_task_folder,
 )
 from synthetic_data import generate_classification
-from testing_utils import randomise_, tiny_sharcs, tiny_subnet_config, tiny_supernet
+from testing_utils import randomise_, table_of, tiny_sharcs, tiny_subnet_config, tiny_supernet
 from training_utils import NO_DROPOUT, folders, largest_change
 
 
@@ -107,8 +109,9 @@ def teacher(script, settings, test_file, tmp_path_factory) -> tuple[Path, dict]:
 
 
 @pytest.fixture
-def run(script, settings, tmp_path):
-    """Runs the script with settings that keyword arguments replace; gives metrics."""
+def run(script, settings, tmp_path, monkeypatch):
+    """Runs the script, without figures, with settings that keyword arguments replace; gives metrics."""
+    monkeypatch.setattr(trainers.model_cards, "is_matplotlib_available", lambda: False)
 
     def call(**options):
         return script.main(to_flags({**settings, "output_dir": str(tmp_path / "out"), **options}))
@@ -157,12 +160,15 @@ def test_a_model_is_trained_and_saved(teacher):
         "eval_results.json",
         "predictions.safetensors",
         "predictions_test.tsv",
+        "README.md",
     }
     assert folders(folder) == ["checkpoint-14", "checkpoint-21", "checkpoint-28", "checkpoint-7"]
     assert not [name for name in names if name.endswith(".partial")]
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     assert type(model) is BertForSequenceClassification and model.config.id2label == {0: "bad", 1: "good"}
     assert read_json(folder / "eval_results.json") == metrics
+    scores = {row["metric"]: row["value"] for row in table_of(ModelCard.load(folder / "README.md"), "metric")}
+    assert scores["accuracy"] == f"{metrics['eval_accuracy']:.4f}"
     assert metrics.keys() == {"eval_loss", "eval_accuracy", "eval_samples"} and metrics["eval_samples"] == 29
     losses = [entry["loss"] for entry in logs_of(folder)]
     assert len(losses) == 28 and sum(losses[-7:]) < sum(losses[:7])

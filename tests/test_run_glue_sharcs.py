@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
 from safetensors import safe_open
 from test_distributed_mos import torchrun
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
+import trainers.model_cards
 import trainers.width_predictions
 from modeling_sharcs import SharcsForSequenceClassification
 from script_utils import (
@@ -30,6 +32,7 @@ from script_utils import (
     write_table,
 )
 from synthetic_data import generate_classification
+from testing_utils import table_of, training_of
 from training_utils import folders, largest_change
 
 
@@ -91,6 +94,7 @@ def finished(script, settings, tmp_path_factory) -> tuple[Path, dict]:
 def run(script, settings, tmp_path, monkeypatch):
     """Runs the script in this process, without plots, with settings that keyword arguments replace; gives metrics."""
     monkeypatch.setattr(trainers.width_predictions, "is_matplotlib_available", lambda: False)
+    monkeypatch.setattr(trainers.model_cards, "is_matplotlib_available", lambda: False)
 
     def call(**options):
         return script.main(to_flags({**settings, "output_dir": str(tmp_path / "out"), **options}))
@@ -125,6 +129,7 @@ def test_a_routed_encoder_is_trained_and_saved(finished):
         "predictions.safetensors",
         "predictions.tsv",
         "predictions_test.tsv",
+        "README.md",
     }
     assert folders(folder) == ["checkpoint-12", "checkpoint-18", "checkpoint-6", "curve"]
     assert not [name for name in names if name.endswith((".partial", ".unfinished"))]
@@ -134,6 +139,9 @@ def test_a_routed_encoder_is_trained_and_saved(finished):
     assert model.config.calibration["rows"] == 18
     history = read_json(folder / "trainer_state.json")["log_history"]
     assert any("width_0.25_loss" in entry for entry in history) and any("router_loss" in entry for entry in history)
+    card = ModelCard.load(folder / "README.md")
+    assert "](curve/compute_curve.png)" in card.text and training_of(card)["hardness_window"] == "1"
+    assert table_of(card, "spent")  # the budgets in reach
     saved = read_json(folder / "eval_results.json")
     assert saved == {name: value for name, value in metrics.items() if name in saved} == metrics
     assert metrics["eval_samples"] == 35

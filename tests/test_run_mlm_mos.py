@@ -13,11 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM
 
+import trainers.model_cards
 from modeling_mos import MosForMaskedLM, MosSubnetForMaskedLM
 from synthetic_data import generate_documents
+from testing_utils import table_of
 from training_utils import folders, largest_change, weights_of
 
 
@@ -102,8 +105,9 @@ def supernet(script, settings, tmp_path_factory) -> tuple[Path, dict]:
 
 
 @pytest.fixture
-def run(script, settings, tmp_path):
-    """Runs the script in this process with settings that keyword arguments replace; gives its metrics."""
+def run(script, settings, tmp_path, monkeypatch):
+    """Runs the script in this process, without figures, with settings that arguments replace; gives its metrics."""
+    monkeypatch.setattr(trainers.model_cards, "is_matplotlib_available", lambda: False)
 
     def call(**options):
         return script.main(to_flags({**settings, "output_dir": str(tmp_path / "out"), **options}))
@@ -178,6 +182,8 @@ def test_supernet_is_trained_and_saved(supernet, data):
         "row_losses.safetensors",
     }
     assert folders(folder) == ["checkpoint-2", "checkpoint-4", "checkpoint-5"]
+    scores = {row["metric"]: row["value"] for row in table_of(ModelCard.load(folder / "README.md"), "metric")}
+    assert scores["largest_perplexity"] == f"{metrics['eval_largest_perplexity']:.4f}"
     model = AutoModelForMaskedLM.from_pretrained(folder)
     assert type(model) is MosForMaskedLM
     assert model.config.search_space["hidden_sizes"] == [12, 24]
@@ -355,7 +361,7 @@ def test_text_is_prepared_on_the_fly_and_once(run, text_file, tmp_path):
     options = {"dataset_path": None, "train_file": [str(text_file)], "train_tokenizer_vocab_size": 150}
     options |= {"max_seq_length": 17, "validation_split_percentage": 20, "max_steps": 1}
     first = run(**options)
-    prepared = tmp_path / "out" / "data"
+    prepared = tmp_path / "out" / "_data"
     assert (prepared / "dataset_dict.json").is_file()
     written = {path: path.stat().st_mtime_ns for path in prepared.rglob("*.arrow")}
     assert run(**options)["eval_loss"] == first["eval_loss"]

@@ -11,6 +11,7 @@ from pathlib import Path
 import evaluate
 import numpy as np
 import pytest
+from huggingface_hub import ModelCard
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from tokenizers import trainers as tokenizer_trainers
 from transformers import (
@@ -20,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+import trainers.model_cards
 import trainers.width_predictions
 from modeling_mos import MosSubnetForQuestionAnswering
 from modeling_sharcs import SharcsForQuestionAnswering
@@ -35,7 +37,7 @@ from script_utils import (
     to_flags,
 )
 from synthetic_data import generate_classification
-from testing_utils import tiny_supernet
+from testing_utils import table_of, tiny_supernet, training_of
 from training_utils import folders, largest_change
 
 
@@ -148,6 +150,7 @@ def settings(backbone, tmp_path_factory) -> dict:
 def run(script, settings, tmp_path, monkeypatch):
     """Runs the script in this process, without plots, with settings that keyword arguments replace; gives metrics."""
     monkeypatch.setattr(trainers.width_predictions, "is_matplotlib_available", lambda: False)
+    monkeypatch.setattr(trainers.model_cards, "is_matplotlib_available", lambda: False)
 
     def call(**options):
         flags = to_flags({**settings, "output_dir": str(tmp_path / "out"), **options})
@@ -449,6 +452,8 @@ def test_a_mos_subnet(run, tokenizer, tmp_path):
     model = AutoModelForQuestionAnswering.from_pretrained(tmp_path / "out")
     assert type(model) is MosSubnetForQuestionAnswering
     assert largest_change(model.state_dict(), subnet.state_dict()) > 0
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.pipeline_tag == "question-answering" and f"{metrics['eval_f1']:.4f}" in card.text
 
 
 @pytest.mark.parametrize("routed", [False, True])
@@ -476,6 +481,8 @@ def test_a_routed_encoder(run, tmp_path):
     assert points[-1]["f1"] == pytest.approx(metrics["eval_width_1_f1"])
     # What really routed inference answers.
     tokenizer = AutoTokenizer.from_pretrained(output)
+    card = ModelCard.load(output / "README.md")
+    assert training_of(card)["trainer"] == "SharcsTrainer" and table_of(card, "spent") and "![" not in card.text
     answers, table, taken = read_json(output / "predictions.json"), read_table(output / "predictions.tsv"), []
     model.sharcs.register_forward_hook(lambda encoder, inputs, outputs: taken.extend(outputs.width_indices.tolist()))
     every = set()

@@ -4,12 +4,14 @@
 
 import contextlib
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from huggingface_hub import ModelCard
 from torch import nn
 from transformers import (
     AutoModel,
@@ -382,3 +384,32 @@ def no_complaints() -> Iterator[None]:
 
 def assert_close(found, expected, atol: float = 5e-5, rtol: float = 1e-4) -> None:
     torch.testing.assert_close(found, expected, atol=atol, rtol=rtol)
+
+
+# ---- model cards ----------------------------------------------------------------------------------------------------
+
+
+def code_of(card: ModelCard) -> str:
+    return re.search(r"```python\n(.*?)```", card.text, flags=re.DOTALL)[1]
+
+
+def table_of(card: ModelCard, column: str) -> list[dict[str, str]]:
+    """The rows of the table whose first column has this name."""
+    lines = card.text.splitlines()
+    start = next(index for index, line in enumerate(lines) if line.startswith("|") and cells_of(line)[0] == column)
+    names, rows = cells_of(lines[start]), []
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        rows.append(dict(zip(names, cells_of(line), strict=True)))
+    return rows
+
+
+def cells_of(line: str) -> list[str]:
+    return [cell.strip().replace(r"\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+
+
+def training_of(card: ModelCard) -> dict[str, str]:
+    """The table below the heading `Training`."""
+    lines = card.text[card.text.index("## Training") : card.text.index("## Limits")].splitlines()
+    return dict(cells_of(line) for line in lines[4:] if line.startswith("|"))

@@ -5,6 +5,7 @@
 from .arguments import DistillationTrainingArguments, SharcsTrainingArguments, SupernetTrainingArguments
 from .distillation import DistillationTrainer
 from .masked_lm import MaskedLanguageModelingDataset, MaskedLMTrainer, SetEpochCallback
+from .model_cards import push_to_hub, write_model_card
 from .sharcs import SharcsTrainer
 from .supernet import SupernetTrainer
 from .width_predictions import WidthPredictions, save_curve
@@ -21,5 +22,7 @@ __all__ = [
     "SupernetTrainer",
     "SupernetTrainingArguments",
     "WidthPredictions",
+    "push_to_hub",
     "save_curve",
+    "write_model_card",
 ]

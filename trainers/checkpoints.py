@@ -4,13 +4,14 @@
 
 import os
 import shutil
+from pathlib import Path
 
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 
-# Not of the form "checkpoint-<step>", so that no resume ever picks it up.
-STAGING_FOLDER = "unfinished-checkpoint"
+# Not of the form "checkpoint-<step>", so that no resume ever picks it up; what begins with "_" is never published.
+STAGING_FOLDER = "_unfinished-checkpoint"
 
 
 class StagedCheckpointMixin:
@@ -34,6 +35,15 @@ class StagedCheckpointMixin:
 
     def _save_run_state(self, folder: str) -> None:
         """Writes what else a run needs to continue into the checkpoint; all processes call it together."""
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self._staging:
+            return  # It is published once it is whole, in the background.
+        if self.is_world_process_zero():
+            # Of the checkpoint Trainer takes weights and configuration, which need their code.
+            for source in Path(checkpoint_folder).glob("*.py"):
+                shutil.copy(source, self.args.output_dir)
+        super()._push_from_checkpoint(checkpoint_folder)
 
     def _save_checkpoint(self, model, trial):
         run_dir = self._get_output_dir(trial)
@@ -61,6 +71,9 @@ class StagedCheckpointMixin:
                 shutil.rmtree(final)
             os.replace(os.path.join(staging, name), final)
             shutil.rmtree(staging, ignore_errors=True)
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(final)
+        if self.args.should_save:
             rotate_checkpoints(
                 output_dir=run_dir,
                 save_total_limit=self.args.save_total_limit,

@@ -11,6 +11,7 @@ from .arguments import DistillationTrainingArguments
 from .checkpoints import StagedCheckpointMixin
 from .components import LossComponentsMixin
 from .losses import attention_loss, hidden_state_loss, row_distillation_losses, row_losses
+from .model_cards import ModelCardMixin
 from .passes import check_precision
 from .problems import find_problem
 from .teachers import check_attentions, check_teacher, prepare_teacher
@@ -23,7 +24,7 @@ logger = logging.get_logger(__name__)
 MAPS_NAME = "distillation_maps"
 
 
-class DistillationTrainer(LossComponentsMixin, StagedCheckpointMixin, Trainer):
+class DistillationTrainer(ModelCardMixin, LossComponentsMixin, StagedCheckpointMixin, Trainer):
     """
     Fine-tunes a model with a head for sequence classification (also regression and multi-label), token classification
     or question answering; with a teacher, its loss is the weighted sum of

@@ -36,6 +36,7 @@ from .hardness import (
     sample_entropy,
 )
 from .losses import row_distillation_losses, row_hidden_state_losses, row_losses
+from .model_cards import ModelCardMixin
 from .passes import check_precision, run_backward_passes
 from .problems import find_problem, label_of
 from .samplers import RoutedBatchSampler, RoutedCollator, RoutedDataset, choose_bucket, plan_epoch
@@ -48,7 +49,7 @@ logger = logging.get_logger(__name__)
 HARDNESS_NAME = "hardness.safetensors"
 
 
-class SharcsTrainer(LossComponentsMixin, StagedCheckpointMixin, Trainer):
+class SharcsTrainer(ModelCardMixin, LossComponentsMixin, StagedCheckpointMixin, Trainer):
     """
     Trains a SHARCS model (any `Sharcs…For…` with more than one width; https://huggingface.co/papers/2310.12126).
 

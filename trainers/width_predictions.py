@@ -92,9 +92,14 @@ def save_curve(
     axes.grid(alpha=0.3)
     if widths:
         axes.legend()
-    figure.savefig(f"{paths['png']}.unfinished", format="png", dpi=150)
-    os.replace(f"{paths['png']}.unfinished", paths["png"])
+    save_figure(figure, paths["png"])
     return paths
+
+
+def save_figure(figure, path: str | os.PathLike) -> None:
+    """Writes a figure of matplotlib beside its place and renames it."""
+    figure.savefig(f"{path}.unfinished", format="png", dpi=150)
+    os.replace(f"{path}.unfinished", path)
 
 
 def agreement(narrow, wide, problem: str, labels=None) -> np.ndarray:

@@ -36,9 +36,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from example_utils import (  # noqa: E402
+    describe_dataset,
     parse_arguments,
     parse_search_space,
     pin_memory_for_accelerators,
+    publish,
     run_script,
     show_progress_messages,
     start_positions_as_sinusoids,
@@ -169,7 +171,8 @@ def load_data(arguments: DataArguments, model_name: str | None, output_dir: str,
     if folder is None:
         if arguments.train_file is None and arguments.dataset_name is None:
             raise ValueError("Name the data: --dataset_path (prepared), --train_file, or --dataset_name.")
-        folder = str(Path(output_dir) / "data")
+        # Of the output folder, what begins with an underscore is not published.
+        folder = str(Path(output_dir) / "_data")
         tokenizer_name = arguments.tokenizer_name
         if tokenizer_name is None and arguments.train_tokenizer_vocab_size is None:
             tokenizer_name = model_name
@@ -420,6 +423,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
         trainer.save_metrics("eval", metrics)
         if data_arguments.save_row_losses:
             save_row_losses(trainer, eval_dataset, Path(training_arguments.output_dir) / "row_losses.safetensors")
+    publish(trainer, metrics=metrics, **describe_dataset(data_arguments))
     return metrics
 
 

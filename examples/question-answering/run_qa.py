@@ -40,8 +40,10 @@ from transformers.utils import logging
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 import modeling_mos  # noqa: E402, F401 (registers the auto classes)
 from example_utils import (  # noqa: E402
+    describe_dataset,
     parse_arguments,
     pin_memory_for_accelerators,
+    publish,
     run_script,
     show_progress_messages,
     write_text_atomically,
@@ -57,6 +59,7 @@ from qa_utils import (  # noqa: E402
 from sharcs_utils import (  # noqa: E402
     SharcsOptions,
     calibrate,
+    find_curve,
     load_sharcs_model,
     longest_input,
     measure,
@@ -236,6 +239,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
                 write_prediction_table(
                     output / "predictions.tsv", questions["validation"], windows["validation"], answers, widths
                 )
+    if model_arguments.sharcs or not model_arguments.evaluate_only:
+        publish(trainer, metrics=results, figure=find_curve(trainer), **describe_dataset(data_arguments))
     return results
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset, load_from_disk
 from transformers.utils import logging
 
+from example_utils import describe_dataset
 from glue_arguments import HELD_OUT_SPLITS, TEXT_COLUMNS, DataArguments
 from glue_files import Rows, count_rows, find_task_files, read_json, read_table
 
@@ -400,6 +401,19 @@ def _hold_out(splits: DatasetDict, arguments: DataArguments, seed: int) -> None:
     if parts:
         parts["train"] = splits["train"].select([row for row in range(count) if row not in taken])
         splits.update(parts)
+
+
+def describe_task(arguments: DataArguments) -> dict[str, str | None]:
+    """What a model card says of the data: a GLUE task, a data set of the Hub, or nothing of own files."""
+    if arguments.task is None or arguments.train_file or arguments.validation_file or arguments.dataset_name:
+        return describe_dataset(arguments)
+    name = f"GLUE {arguments.task.name}"
+    return {
+        "language": "en",
+        "dataset_tags": GLUE_ON_THE_HUB,
+        "dataset": name,
+        "dataset_args": arguments.task_name,
+    }
 
 
 def get_label_names(datasets: DatasetDict) -> list[str] | None:

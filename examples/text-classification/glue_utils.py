@@ -17,7 +17,7 @@ from pathlib import Path
 # The modules are beside this one and one folder up; example scripts are run from anywhere and are not installed.
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 from glue_arguments import TASKS, DataArguments, GlueTask  # noqa: E402
-from glue_data import get_label_names, is_regression, load_task_datasets  # noqa: E402
+from glue_data import describe_task, get_label_names, is_regression, load_task_datasets  # noqa: E402
 from glue_files import find_task_files  # noqa: E402
 from glue_metrics import glue_compute_metrics, main_metric, official_classes  # noqa: E402
 from glue_preprocessing import (  # noqa: E402
@@ -34,6 +34,7 @@ __all__ = [
     "TASKS",
     "DataArguments",
     "GlueTask",
+    "describe_task",
     "find_task_files",
     "get_label_names",
     "glue_compute_metrics",

@@ -44,11 +44,13 @@ from example_utils import (  # noqa: E402
     parse_arguments,
     parse_given_arguments,
     pin_memory_for_accelerators,
+    publish,
     run_script,
     show_progress_messages,
 )
 from glue_utils import (  # noqa: E402
     DataArguments,
+    describe_task,
     get_label_names,
     glue_compute_metrics,
     load_task_datasets,
@@ -293,6 +295,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             save_predictions(output / f"predictions{suffix}.safetensors", tensors, ordered)
     if training_arguments.do_predict:
         write_test_predictions(trainer, splits, data_arguments, ordered, output)
+    publish(trainer, metrics=results, **describe_task(data_arguments))
     return results
 
 

@@ -34,12 +34,14 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 from example_utils import (  # noqa: E402
     parse_arguments,
     pin_memory_for_accelerators,
+    publish,
     run_script,
     show_progress_messages,
     write_text_atomically,
 )
 from glue_utils import (  # noqa: E402
     DataArguments,
+    describe_task,
     get_label_names,
     glue_compute_metrics,
     load_task_datasets,
@@ -55,6 +57,7 @@ from modeling_sharcs import SharcsForSequenceClassification  # noqa: E402
 from sharcs_utils import (  # noqa: E402
     SharcsOptions,
     calibrate,
+    find_curve,
     load_sharcs_model,
     longest_input,
     measure,
@@ -211,6 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
                 save_predictions(output / f"predictions{suffix}.safetensors", tensors, ordered)
     if training_arguments.do_predict:
         write_test_predictions(trainer, splits, data_arguments, ordered, output)
+    publish(trainer, metrics=results, figure=find_curve(trainer), **describe_task(data_arguments))
     return results
 
 

@@ -1,0 +1,87 @@
+# Copyright 2026 The elastic-encoders authors.
+# Licensed under the Apache License, Version 2.0: http://www.apache.org/licenses/LICENSE-2.0
+"""
+Run by test_publishing.py in a process of its own, whose Hub is the test's: publishes models in every way, and writes
+what they compute to the folder that it is given.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from huggingface_hub import HfApi
+
+from testing_utils import UNIFORM, make_batch, tiny_sharcs, tiny_supernet, tiny_tokenizer
+from trainers import MaskedLMTrainer, push_to_hub
+from training_utils import make_arguments, make_masked, make_sharcs_trainer, make_subnet
+
+
+TOKENIZER = tiny_tokenizer()
+FACTS = {"base_model": "me/backbone", "datasets": "me/books", "metrics": {"perplexity": 5.5}}
+
+
+def make_models() -> dict[str, torch.nn.Module]:
+    sizes = {"vocab_size": len(TOKENIZER)}
+    supernet = tiny_supernet("masked-lm", **sizes)
+    uniform = tiny_supernet("sequence-classification", search_space=UNIFORM, **sizes)
+    routed = tiny_sharcs(**sizes)
+    routed.calibrate([make_batch(routed.config, batch=12)])
+    routed.set_compute_budget(0.7)
+    return {
+        "supernet": supernet,
+        "subnet": supernet.extract_subnet(supernet.search_space.sample(seed=3)),
+        "stock": uniform.extract_subnet(uniform.search_space.sample(seed=3)),
+        "sharcs": routed,
+    }
+
+
+def train_and_publish(folder: Path) -> None:
+    saving = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "push_to_hub": True}
+    trainer = MaskedLMTrainer(
+        make_subnet(TOKENIZER),
+        make_arguments(folder / "trained", **saving, hub_model_id="me/trained", hub_strategy="checkpoint"),
+        train_dataset=make_masked(TOKENIZER),
+        eval_dataset=make_masked(TOKENIZER, 7, seed=1),
+        processing_class=TOKENIZER,
+    )
+    trainer.train()
+    trainer.evaluate()
+    trainer.push_to_hub(dataset_tags="me/books")
+    trainer = make_sharcs_trainer(TOKENIZER, folder / "routed")
+    trainer.train()
+    trainer.push_to_hub()
+
+
+@torch.no_grad()
+def record(model, batch) -> dict[str, object]:
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    return {"logits": model(**batch).logits, "weights": weights}
+
+
+def main(folder: Path) -> None:
+    models = make_models()
+    batch = make_batch(models["supernet"].config)
+    commits, expected = {}, {}
+    for name, model in models.items():
+        commits[name] = push_to_hub(model, f"me/{name}", TOKENIZER, **FACTS).oid
+        expected[name] = record(model, batch)
+    # A branch holds other weights, and leaves the others as they are.
+    subnet = models["subnet"]
+    for parameter in subnet.parameters():
+        parameter.data.mul_(0.5)
+    push_to_hub(subnet, "me/subnet", TOKENIZER, revision="halves")
+    expected["halves"] = record(subnet, batch)
+
+    api = HfApi()
+    api.create_repo("me/written")
+    api.upload_file(path_or_fileobj=b"# Mine\n", path_in_repo="README.md", repo_id="me/written")
+    push_to_hub(subnet, "me/written", TOKENIZER, private=True)
+    # transformers' own: an empty card where there is none, and the one that is there.
+    models["stock"].push_to_hub("me/bare")
+    models["stock"].push_to_hub("me/stock")
+    train_and_publish(folder)
+    torch.save({"batch": batch, "commits": commits, "expected": expected}, folder / "published.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

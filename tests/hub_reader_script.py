@@ -1,0 +1,64 @@
+# Copyright 2026 The elastic-encoders authors.
+# Licensed under the Apache License, Version 2.0: http://www.apache.org/licenses/LICENSE-2.0
+"""
+Run by test_publishing.py in a process of its own, in which none of this project's packages can be imported: opens what
+was published from the Hub, or offline from the cache, and writes what it computes to a file.
+"""
+
+import sys
+
+import remote_code_script  # refuses the project's packages  # noqa: F401
+import torch
+from huggingface_hub import ModelCard
+from transformers import (
+    AutoConfig,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    pipeline,
+)
+
+
+AUTO_CLASSES = {
+    "supernet": AutoModelForMaskedLM,
+    "subnet": AutoModelForMaskedLM,
+    "stock": AutoModelForSequenceClassification,
+    "sharcs": AutoModelForSequenceClassification,
+}
+TASKS = {AutoModelForMaskedLM: "fill-mask", AutoModelForSequenceClassification: "text-classification"}
+
+
+@torch.no_grad()
+def main(published: str, answers: str) -> None:
+    given = torch.load(published)
+    found = {}
+
+    def open_model(name: str, label: str, **options) -> None:
+        model = AUTO_CLASSES[name].from_pretrained(f"me/{name}", trust_remote_code=name != "stock", **options)
+        found[label] = {"logits": model(**given["batch"]).logits, "weights": dict(model.state_dict())}
+
+    for name, auto_class in AUTO_CLASSES.items():
+        if name != "stock":
+            for opener in (AutoConfig, auto_class):
+                try:
+                    opener.from_pretrained(f"me/{name}", trust_remote_code=False)
+                except ValueError as error:
+                    assert "trust_remote_code=True" in str(error), error
+                else:
+                    raise AssertionError(f"{opener.__name__} ran the code of {name} without being asked to")
+        open_model(name, name)
+        task = TASKS[auto_class]
+        tokenizer = AutoTokenizer.from_pretrained(f"me/{name}")
+        text = f"the cat sees a {tokenizer.mask_token} ." if task == "fill-mask" else "the cat sees a bird ."
+        predict = pipeline(task, model=f"me/{name}", trust_remote_code=name != "stock")
+        found[name]["prediction"] = predict(text)
+        card = ModelCard.load(f"me/{name}")
+        exec(card.text.split("```python\n")[1].split("```")[0], {})
+    # The commit that was read, and a branch.
+    open_model("subnet", "pinned", revision=given["commits"]["subnet"])
+    open_model("subnet", "halves", revision="halves")
+    torch.save(found, answers)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

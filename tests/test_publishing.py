@@ -1,0 +1,144 @@
+# Copyright 2026 The elastic-encoders authors.
+# Licensed under the Apache License, Version 2.0: http://www.apache.org/licenses/LICENSE-2.0
+"""Models that go to the Hub and come back, over HTTP on this machine."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from test_hub import TRAVELLERS
+
+from hub_server import TOKEN, HubServer
+from testing_utils import assert_close, code_of, table_of
+from trainers.model_cards import FIGURE_NAME, MARKER
+
+
+TESTS = Path(__file__).resolve().parent
+KINDS = ("supernet", "subnet", "stock", "sharcs")
+MODEL_FILES = {"config.json", "model.safetensors"}
+TOKENIZER_FILES = {"tokenizer.json", "tokenizer_config.json"}
+CARD_FILES = {"README.md", FIGURE_NAME}
+
+
+def run(script: str, *arguments, folder: Path, **variables: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    # Large files go by LFS, the older way, which is all that the server knows.
+    environment |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1", **variables}
+    done = subprocess.run(
+        [sys.executable, script, *map(str, arguments)], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-6_000:]
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """A server to which everything was published, and the folder of the process that did."""
+    folder = tmp_path_factory.mktemp("publisher")
+    with HubServer() as server:
+        paths = os.pathsep.join(map(str, (TESTS, TESTS.parent, TESTS.parent / "examples")))
+        variables = {
+            "HF_ENDPOINT": server.url,
+            "HF_TOKEN": TOKEN,
+            "HF_HOME": str(folder / "home"),
+            "PYTHONPATH": paths,
+        }
+        run(str(TESTS / "hub_publisher_script.py"), folder, folder=folder, **variables)
+        yield server, torch.load(folder / "published.pt")
+
+
+@pytest.fixture(scope="module")
+def readers(hub, tmp_path_factory):
+    """What a process without our packages and without a token reads, with an empty cache and then offline."""
+    server, published = hub
+    folder = tmp_path_factory.mktemp("reader")
+    torch.save(published, folder / "published.pt")
+    for name in ("hub_reader_script.py", "remote_code_script.py"):
+        shutil.copy(TESTS / name, folder)
+    answers = {}
+    for way, offline in (("online", "0"), ("offline", "1")):
+        variables = {"HF_ENDPOINT": server.url, "HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": offline}
+        variables["PYTHONPATH"] = ""
+        run("hub_reader_script.py", "published.pt", f"{way}.pt", folder=folder, **variables)
+        answers[way] = torch.load(folder / f"{way}.pt")
+    return answers
+
+
+def card_on(server: HubServer, name: str) -> ModelCard:
+    return ModelCard(server.files(name)["README.md"].decode())
+
+
+# ---- what is there --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_files_on_the_hub(hub, kind):
+    server, _ = hub
+    files = MODEL_FILES | TOKENIZER_FILES | CARD_FILES | TRAVELLERS.get(kind, set())
+    assert set(server.files(f"me/{kind}")) == files
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_cards_on_the_hub(hub, kind):
+    card = card_on(hub[0], f"me/{kind}")
+    assert card.data.base_model == "me/backbone" and card.data.tags == [{"sharcs": "sharcs"}.get(kind, "mos")]
+    (result,) = card.data.eval_results
+    assert (result.dataset_type, result.metric_type, result.metric_value) == ("me/books", "perplexity", 5.5)
+    assert f'from_pretrained("me/{kind}"' in code_of(card)
+
+
+def test_a_card_that_somebody_wrote_is_left_alone(hub):
+    files = hub[0].files("me/written")
+    assert files["README.md"] == b"# Mine\n"
+    assert set(files) == MODEL_FILES | TOKENIZER_FILES | TRAVELLERS["subnet"] | {"README.md"}
+
+
+def test_the_method_of_transformers(hub):
+    """It makes an empty card, with our tag, and leaves the one that is there."""
+    server, _ = hub
+    assert card_on(server, "me/bare").data.tags == ["mos"] and MARKER not in card_on(server, "me/bare").text
+    assert MARKER in card_on(server, "me/stock").text
+    assert set(server.files("me/bare")) == MODEL_FILES | {"README.md"}
+
+
+def test_what_a_trainer_publishes(hub):
+    server, _ = hub
+    expected = MODEL_FILES | TOKENIZER_FILES | CARD_FILES | TRAVELLERS["subnet"] | {"training_args.bin"}
+    files = server.files("me/trained")
+    assert {name for name in files if "/" not in name} == expected
+    assert {name.split("/")[0] for name in files if "/" in name} == {"last-checkpoint"}
+    assert "last-checkpoint/optimizer.pt" in files
+    card = card_on(server, "me/trained")
+    assert {row["metric"] for row in table_of(card, "metric")} == {"loss", "perplexity"}
+    assert 'from_pretrained("me/trained"' in code_of(card) and card.data.datasets == ["me/books"]
+    # At every moment the repository could be opened: weights never came without their code.
+    for commit in server.repositories["me/trained"].commits.values():
+        assert "model.safetensors" not in commit or TRAVELLERS["subnet"] <= set(commit)
+    routed = {name for name in server.files("me/routed") if "/" not in name}
+    assert routed == MODEL_FILES | TOKENIZER_FILES | CARD_FILES | TRAVELLERS["sharcs"] | {"training_args.bin"}
+
+
+# ---- what comes back ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["online", "offline"])
+@pytest.mark.parametrize("label", [*KINDS, "pinned", "halves"])
+def test_the_same_model_comes_back(hub, readers, way, label):
+    expected = hub[1]["expected"]["subnet" if label == "pinned" else label]
+    if label == "pinned":
+        expected = readers["online"]["subnet"]
+    found = readers[way][label]
+    assert found["weights"].keys() == expected["weights"].keys()
+    for name, tensor in expected["weights"].items():
+        assert torch.equal(found["weights"][name], tensor), name
+    assert_close(found["logits"], expected["logits"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pipelines_predict_the_same_offline(readers, kind):
+    assert readers["online"][kind]["prediction"]
+    assert readers["offline"][kind]["prediction"] == readers["online"][kind]["prediction"]
