@@ -36,7 +36,8 @@ def test_two_processes_equal_one(tiny_tokenizer, together, tmp_path, case):
     assert folders(together / case) == folders(tmp_path / case)
     checkpoint = Path(folders(tmp_path / case)[-1])
     histories = [load_file(folder / case / checkpoint / "hardness.safetensors") for folder in (together, tmp_path)]
-    assert histories[0]["epochs"].shape[1] == 3
+    # A pass of its own over the training set is spared after the last epoch.
+    assert histories[0]["epochs"].shape[1] == (2 if "hardness_source" in SHARCS_CASES[case] else 3)
     assert_close(histories[0]["epochs"], histories[1]["epochs"], atol=1e-5)
 
     found = json.loads((together / "results.json").read_text())[case]

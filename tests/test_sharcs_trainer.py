@@ -735,6 +735,18 @@ def test_a_run_with_accumulation_continues(tiny_tokenizer, tmp_path):
     assert_same_run(resumed, whole)
 
 
+@pytest.mark.parametrize("source", SOURCES[1:])
+def test_a_finished_run_goes_on_for_more_epochs(tiny_tokenizer, tmp_path, source):
+    """Whose last scores nobody had asked for until then."""
+    options = {"hardness_source": source, "lr_scheduler_type": "constant", "save_strategy": "epoch"}
+    whole = make_saving(tiny_tokenizer, tmp_path / "whole", **options)
+    whole.train()
+    make_saving(tiny_tokenizer, tmp_path / "parts", **options, num_train_epochs=2).train()
+    resumed = make_saving(tiny_tokenizer, tmp_path / "parts", **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "parts" / "checkpoint-6"))
+    assert_same_run(resumed, whole)
+
+
 SCRIPT = """
 import sys, time
 sys.path[:0] = [{tests!r}, {root!r}]
