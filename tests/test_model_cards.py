@@ -458,7 +458,7 @@ def test_the_card_of_a_routed_encoders_trainer(tiny_tokenizer, tmp_path):
     for name in ("loss", "flops_share", "width_0.25_loss", "rows_at_1"):
         assert scores[name] == f"{metrics[f'eval_{name}']:.4f}"
     # Widths and groups are parts, whose scores are in the table only.
-    assert {result.metric_type for result in card.data.eval_results} == {"loss", "flops_share"}
+    assert {result.metric_type for result in card.data.eval_results} == {"loss", "flops_share", "mean_flops"}
     training = training_of(card)
     assert training["trainer"] == "SharcsTrainer" and training["hardness_window"] == "1"
     assert "It is not calibrated" in card.text

@@ -77,6 +77,10 @@ def test_search_from_flags_to_files(run_search, settings, tmp_path):
     assert subnet.num_parameters() == results["best"]["parameters"]
     assert list(subnet.config.hidden_sizes) == results["best"]["architecture"]["hidden_sizes"]
     AutoTokenizer.from_pretrained(tmp_path / "subnet")
+    for name in ("subnet", "supernet"):
+        card = (tmp_path / name / "README.md").read_text(encoding="utf-8")
+        assert "evolutionary search by loss" in card and f"max_parameters={settings['max_parameters']:,}" in card
+    assert f"{results['best']['score']:.4f}" in (tmp_path / "subnet" / "README.md").read_text(encoding="utf-8")
     supernet = MosForMaskedLM.from_pretrained(tmp_path / "supernet")
     found = supernet.extract_subnet(max_parameters=settings["max_parameters"])
     ids = torch.arange(5, 16)[None]

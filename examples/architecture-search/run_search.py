@@ -34,7 +34,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from datasets import load_from_disk
-from transformers import AutoTokenizer, EvalPrediction, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import is_matplotlib_available, logging
 
 
@@ -73,7 +73,7 @@ from modeling_mos import (  # noqa: E402
     name_front,
     save_latency,
 )
-from trainers import MaskedLanguageModelingDataset  # noqa: E402
+from trainers import MaskedLanguageModelingDataset, write_model_card  # noqa: E402
 
 
 logger = logging.get_logger("run_search")
@@ -343,6 +343,29 @@ def report(arguments: SearchArguments, search: EvolutionarySearch, result: Searc
     }
 
 
+def search_facts(arguments: SearchArguments, results: dict[str, Any]) -> dict[str, Any]:
+    """How the search went, for model cards."""
+    cost = results["cost"]
+    limits = ", ".join(f"{name}={value:,}" for name, value in results["constraints"].items()) or "none"
+    facts = {"found by": f"evolutionary search by {results['objective']}", "limits": limits, "seed": arguments.seed}
+    if arguments.trade_off is not None:
+        facts["traded off against"] = arguments.trade_off
+    return {**facts, "candidates": f"{cost['candidates']:,} in {cost['rounds']} rounds"}
+
+
+def save(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    facts: dict[str, Any],
+    metrics: dict[str, float] | None = None,
+) -> None:
+    """A model with its tokenizer and a card that says how it was found."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    write_model_card(model, folder, training=facts, metrics=metrics)
+
+
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     (arguments,) = parse_arguments(SearchArguments, arguments, description=__doc__.split("\n")[1])
     show_progress_messages(logger)
@@ -364,10 +387,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         results["latency_check"] = check_latency(arguments, supernet, constraints.latency, list(dict.fromkeys(sample)))
     folder = Path(arguments.output_dir)
     supernet.config.front = results["front"]
-    supernet.save_pretrained(folder / "supernet")
-    supernet.extract_subnet(result.best.architecture).save_pretrained(folder / "subnet")
-    for name in ("supernet", "subnet"):
-        tokenizer.save_pretrained(folder / name)
+    save(supernet, tokenizer, folder / "supernet", search_facts(arguments, results))
+    subnet = supernet.extract_subnet(result.best.architecture)
+    save(subnet, tokenizer, folder / "subnet", search_facts(arguments, results), {objective.name: result.best.score})
     write_text_atomically(folder / "front.json", json.dumps(results, indent=2) + "\n")
     if is_matplotlib_available():
         plot(result, arguments.trade_off or "parameters", objective.name, folder / "front.png")
