@@ -295,18 +295,20 @@ def mutate(parent: Architecture, space: SearchSpace, probability: float, generat
 def cross(first: Architecture, second: Architecture, space: SearchSpace, generator: random.Random) -> Architecture:
     """
     A child of two parents: depth and each layer's width, feed-forward size and heads come from either with equal
-    chances; sizes that do not fit the chosen width come from the parent that gave the width.
+    chances; where they do not fit the width, all three come from the parent that gave it.
     """
 
     def cross_layer(one: tuple[int, int, int], other: tuple[int, int, int]) -> tuple[int, int, int]:
-        source, rest = generator.sample((one, other), 2)
-        for intermediate, heads in generator.sample(
-            [(intermediate, heads) for intermediate in (source[1], rest[1]) for heads in (source[2], rest[2])], 4
-        ):
-            if (source[0], intermediate, heads) in space.layer_choices:
-                return source[0], intermediate, heads
-        return source
+        source, rest = (one, other) if generator.random() < 0.5 else (other, one)
+        if source == rest:
+            return source
+        mixed = (
+            source[0],
+            *(own if generator.random() < 0.5 else given for own, given in zip(source[1:], rest[1:], strict=True)),
+        )
+        return mixed if mixed in choices else source
 
+    choices = space.layer_choices
     depth = generator.choice((first.num_hidden_layers, second.num_hidden_layers))
     if not space.bottleneck:
         return _stack([cross_layer(first.layers[0], second.layers[0])] * depth)
@@ -381,9 +383,10 @@ class EvolutionarySearch:
 
     The published evolution: a population, of which the best become parents; mutants and children of theirs, and the
     parents, are the next population. Other than published, candidates are extracted subnets; a first population is
-    made of different architectures inside the limits; each population is *raced*: all its members see a first slice of
-    the validation rows, those that are surely not among the best drop out, the others see twice as many rows, and so
-    on; after the last round, all candidates ever seen are raced for the win, and the finalists see every row.
+    made of different architectures inside the limits, and random ones fill the places that too few different children
+    leave; each population is *raced*: all its members see a first slice of the validation rows, those that are surely
+    not among the best drop out, the others see twice as many rows, and so on; after the last round, all candidates
+    ever seen are raced for the win, and the finalists see every row.
 
     The result is a function of the seed, the rows and the weights: the same on one process or many, whose candidates
     are divided among them, and after a kill: every evaluation is written to `results.jsonl` as it is made, and a new
@@ -583,8 +586,8 @@ class EvolutionarySearch:
 
         def collect(make: Callable[[], Architecture], count: int) -> None:
             wanted = len(taken) + count
-            # A small neighbourhood may hold fewer than wanted: no endless search for them.
-            for _ in range(200 * count):
+            # Parents that have become alike have fewer children than wanted: no endless search for them.
+            for _ in range(20 * count):
                 if len(taken) >= wanted:
                     return
                 made = make()
@@ -600,6 +603,9 @@ class EvolutionarySearch:
         collect(make_mutant, self.mutation_size)
         if len(parents) > 1:
             collect(make_child, self.crossover_size)
+        wanted = len(parents) + self.mutation_size + self.crossover_size
+        if len(taken) < wanted:  # newcomers take the places that are left
+            taken.update(dict.fromkeys(self._sample(wanted - len(taken), f"newcomers/{round_index}")))
         return list(taken)[len(parents) :]
 
     # ---- races ------------------------------------------------------------------------------------------------------

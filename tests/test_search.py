@@ -245,7 +245,7 @@ def test_the_winner_is_that_of_full_evaluation(seed):
     result = search(SearchConstraints(max_parameters=middle()), seed=seed, num_rounds=12).run()
     # The noise of rows that are all seen is centred: the score is the truth.
     assert result.best.score == pytest.approx(truth[result.best.architecture], abs=1e-5)
-    assert result.best.score <= np.quantile(list(truth.values()), 0.005) + 1e-9
+    assert result.best.score <= np.quantile(list(truth.values()), 0.01) + 1e-9
     assert result.best.rows == 640 and result.rounds == 12
     full = search(SearchConstraints(max_parameters=middle()), seed=seed, num_rounds=12, racing=False).run()
     assert full.best.score == pytest.approx(result.best.score, abs=0.02)
