@@ -441,7 +441,15 @@ def test_launch(start, tmp_path, monkeypatch):
     assert "one\n" in log.read_text()  # Earlier output stays.
 
 
-def test_an_interrupt_stops_the_run_under_way(start, tmp_path):
+@pytest.fixture
+def interruptible():
+    """Shells start background jobs with interrupts ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_stops_the_run_under_way(start, tmp_path, interruptible):
     threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
     begin = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
