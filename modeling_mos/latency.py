@@ -71,9 +71,9 @@ def measure_latency(
                 progress.update()
             if space.bottleneck:
                 for width, following in pairs:
-                    hidden = torch.randn(batch_size, sequence_length, width, device=supernet.device)
-                    weight = torch.randn(following, width, device=supernet.device).to(supernet.dtype)
-                    hidden = hidden.to(supernet.dtype)
+                    like = {"device": supernet.device, "dtype": supernet.dtype}
+                    hidden = torch.ones(batch_size, sequence_length, width, **like)
+                    weight = torch.ones(following, width, **like)
                     crossing[width, following].append(
                         _time(lambda hidden=hidden, weight=weight: F.linear(hidden, weight), supernet.device)
                     )

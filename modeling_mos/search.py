@@ -125,7 +125,40 @@ class SearchConstraints:
 # ---- what candidates are judged by ----------------------------------------------------------------------------------
 
 
-class MaskedLMObjective:
+class _RowsObjective:
+    """Validation rows in an order that is shuffled once, so that a first slice is like the whole."""
+
+    def __init__(self, rows: Sequence[Any], collate: Callable, batch_size: int):
+        if len(rows) == 0:
+            raise ValueError("There are no validation rows to judge candidates by.")
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+        if "labels" not in rows[0]:
+            raise ValueError(f"Validation rows have {sorted(rows[0])}, `labels` are missing.")
+        self.rows, self.collate, self.batch_size = rows, collate, batch_size
+        self.order = list(range(len(rows)))
+        random.Random("rows of the search").shuffle(self.order)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batches(self, model: PreTrainedModel, start: int, stop: int) -> Iterable[dict[str, torch.Tensor]]:
+        for first in range(start, stop, self.batch_size):
+            positions = self.order[first : min(first + self.batch_size, stop)]
+            batch = self.collate([self.rows[position] for position in positions])
+            yield {name: value.to(model.device) for name, value in batch.items()}
+
+    def fingerprint(self) -> str:
+        """Differs where the rows differ: of their number and of 256 of them."""
+        digest = hashlib.sha256(str(len(self)).encode())
+        for position in range(0, len(self), -(-len(self) // 256)):
+            row = self.rows[self.order[position]]
+            for name in sorted(row):
+                digest.update(f"{name}={np.asarray(row[name]).tolist()}".encode())
+        return digest.hexdigest()
+
+
+class MaskedLMObjective(_RowsObjective):
     """
     Masked-LM loss in nats on sequences whose masks never change, so that candidates are compared on the same words.
 
@@ -146,19 +179,13 @@ class MaskedLMObjective:
     greater_is_better = False
 
     def __init__(self, rows: Sequence[Any], collate: Callable | None = None, batch_size: int = 32):
-        _check_rows(rows, batch_size)
-        self.rows, self.batch_size = rows, batch_size
-        self.collate = collate if collate is not None else rows.collate
-        self.order = _shuffled(len(rows))
-
-    def __len__(self) -> int:
-        return len(self.rows)
+        super().__init__(rows, getattr(rows, "collate", None) if collate is None else collate, batch_size)
 
     @torch.no_grad()
     def evaluate(self, model: PreTrainedModel, start: int, stop: int) -> np.ndarray:
         """Summed loss and number of predicted tokens of rows `start` to `stop`, of shape `(stop - start, 2)`."""
         found = []
-        for batch in _batches(self, model, start, stop):
+        for batch in self.batches(model, start, stop):
             labels = batch.pop("labels")
             asked = labels != -100
             hidden = model.base_model(**batch).last_hidden_state
@@ -179,12 +206,8 @@ class MaskedLMObjective:
         summed, counted = contributions.sum(axis=0)
         return float(summed / max(counted, 1))
 
-    def fingerprint(self) -> str:
-        """Differs where the rows differ."""
-        return _fingerprint_of_rows(self)
 
-
-class TaskObjective:
+class TaskObjective(_RowsObjective):
     """
     A metric of a supernet that was fine-tuned on a task, on labelled validation rows (the published search by MNLI
     accuracy). The members are those of [`MaskedLMObjective`].
@@ -207,19 +230,14 @@ class TaskObjective:
         greater_is_better: bool = True,
         name: str = "metric",
     ):
-        _check_rows(rows, batch_size)
-        self.rows, self.collate, self.metric, self.batch_size = rows, collate, metric, batch_size
-        self.greater_is_better, self.name = greater_is_better, name
-        self.order = _shuffled(len(rows))
-
-    def __len__(self) -> int:
-        return len(self.rows)
+        super().__init__(rows, collate, batch_size)
+        self.metric, self.greater_is_better, self.name = metric, greater_is_better, name
 
     @torch.no_grad()
     def evaluate(self, model: PreTrainedModel, start: int, stop: int) -> np.ndarray:
         """Logits and, last, the label of rows `start` to `stop`."""
         found = []
-        for batch in _batches(self, model, start, stop):
+        for batch in self.batches(model, start, stop):
             labels = batch.pop("labels")
             logits = model(**batch).logits.float()
             found.append(torch.cat([logits, labels.float()[:, None]], dim=1).cpu().numpy())
@@ -227,42 +245,6 @@ class TaskObjective:
 
     def score(self, contributions: np.ndarray) -> float:
         return float(self.metric(contributions[:, :-1], contributions[:, -1]))
-
-    def fingerprint(self) -> str:
-        """Differs where the rows differ."""
-        return _fingerprint_of_rows(self)
-
-
-def _check_rows(rows: Sequence[Any], batch_size: int) -> None:
-    if len(rows) == 0:
-        raise ValueError("There are no validation rows to judge candidates by.")
-    if batch_size < 1:
-        raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
-    if "labels" not in rows[0]:
-        raise ValueError(f"Validation rows have {sorted(rows[0])}, `labels` are missing.")
-
-
-def _shuffled(count: int) -> list[int]:
-    order = list(range(count))
-    random.Random("rows of the search").shuffle(order)
-    return order
-
-
-def _batches(objective, model: PreTrainedModel, start: int, stop: int) -> Iterable[dict[str, torch.Tensor]]:
-    for first in range(start, stop, objective.batch_size):
-        positions = objective.order[first : min(first + objective.batch_size, stop)]
-        batch = objective.collate([objective.rows[position] for position in positions])
-        yield {name: value.to(model.device) for name, value in batch.items()}
-
-
-def _fingerprint_of_rows(objective) -> str:
-    """Of their number and of 256 of them."""
-    digest = hashlib.sha256(str(len(objective)).encode())
-    for position in range(0, len(objective), -(-len(objective) // 256)):
-        row = objective.rows[objective.order[position]]
-        for name in sorted(row):
-            digest.update(f"{name}={np.asarray(row[name]).tolist()}".encode())
-    return digest.hexdigest()
 
 
 # ---- variation ------------------------------------------------------------------------------------------------------
@@ -365,7 +347,6 @@ class SearchResult:
         num_candidates (`int`): Different architectures that were evaluated.
         num_rows (`int`): Validation rows that were put through a candidate, all candidates together.
         rounds (`int`): Rounds of evolution that ran; 0 where the limits hold so few that all were raced.
-        history (`list[float]`): The best score after each race, on the rows seen by then.
     """
 
     best: Candidate
@@ -374,7 +355,6 @@ class SearchResult:
     num_candidates: int
     num_rows: int
     rounds: int
-    history: list[float]
 
 
 class EvolutionarySearch:
@@ -511,7 +491,6 @@ class EvolutionarySearch:
         self.supernet.eval()
         # What this walk has looked at and how far; the contributions may hold more, from a run that was killed.
         self._known: dict[Architecture, int] = {}
-        self._history: list[float] = []
         bars = self.show_progress and _process_index() == 0
         try:
             with tqdm(desc="Searching", unit=" evaluations", disable=not bars) as self._progress:
@@ -536,8 +515,7 @@ class EvolutionarySearch:
             population = [*parents, *self._offspring(parents, rounds)]
         everyone = list(dict.fromkeys([*self._known, *population]))
         finalists = [self._candidate(found) for found in self._race(everyone, self.num_finalists, last=True)]
-        sign = -1 if self.objective.greater_is_better else 1
-        finalists.sort(key=lambda found: sign * found.score)
+        finalists.sort(key=lambda found: self._signed_score(found.architecture, self.total_rows))
         return SearchResult(
             best=finalists[0],
             front=self._front(finalists),
@@ -545,7 +523,6 @@ class EvolutionarySearch:
             num_candidates=len(self._known),
             num_rows=sum(self._known.values()),
             rounds=rounds,
-            history=self._history,
         )
 
     def _first_population(self) -> list[Architecture]:
@@ -622,7 +599,6 @@ class EvolutionarySearch:
             self._evaluate(alive, stop)
             alive = self._rank(alive, stop)
             best = min(alive, key=lambda found: self._signed_score(found, stop))
-            self._history.append(self._score(best, stop))
             self._progress.set_postfix_str(self._describe(best, stop))
             if stop == self.total_rows or (len(alive) <= keep and not last):
                 return alive
@@ -636,15 +612,16 @@ class EvolutionarySearch:
         """Those that a candidate must not be surely behind: the last one kept, or in a trade-off the front."""
         if self.trade_off is None:
             return [ranked[min(keep, len(ranked)) - 1]]
-        fronts = self._fronts(ranked, stop)
-        return fronts[0]
+        return self._fronts(ranked, stop)[0]
 
     def _surely_behind(self, candidate: Architecture, leading: list[Architecture], stop: int) -> bool:
-        sign = -1 if self.objective.greater_is_better else 1
+        score = self._signed_score(candidate, stop)
+        if score == float("inf"):
+            return True
         for other in leading:
             if self.trade_off is not None and self.trade_off(other) > self.trade_off(candidate):
                 continue
-            behind = sign * (self._score(candidate, stop) - self._score(other, stop))
+            behind = score - self._signed_score(other, stop)
             if behind > self.confidence * self._standard_error(candidate, other, stop):
                 return True
         return False
@@ -660,6 +637,7 @@ class EvolutionarySearch:
         return ranked
 
     def _signed_score(self, candidate: Architecture, stop: int) -> float:
+        """Lower is better, and what is no number is worst."""
         score = self._score(candidate, stop)
         if math.isnan(score):
             return float("inf")
@@ -686,6 +664,8 @@ class EvolutionarySearch:
         distance = dict.fromkeys(front, 0.0)
         for value in (self.trade_off, lambda found: self._signed_score(found, stop)):
             ordered = sorted(front, key=value)
+            if value(ordered[-1]) == float("inf"):
+                continue  # no number: a front of that one alone
             extent = value(ordered[-1]) - value(ordered[0])
             distance[ordered[0]] = distance[ordered[-1]] = float("inf")
             for before, found, after in zip(ordered, ordered[1:], ordered[2:], strict=False):
@@ -757,22 +737,23 @@ class EvolutionarySearch:
     # ---- results ----------------------------------------------------------------------------------------------------
 
     def _candidate(self, architecture: Architecture) -> Candidate:
-        rows = self._seen(architecture)
         return Candidate(
             architecture=architecture,
-            score=self._score(architecture, rows),
-            rows=rows,
+            score=self._score(architecture, self.total_rows),
+            rows=self.total_rows,
             costs={what: cost(architecture) for what, cost in self.costs.items()},
         )
 
     def _front(self, finalists: list[Candidate]) -> list[Candidate]:
         """Finalists that no cheaper one beats, in parameters or in what is traded off."""
         cost = self.trade_off or self.costs["parameters"]
-        sign = -1 if self.objective.greater_is_better else 1
         front: list[Candidate] = []
-        for found in sorted(finalists, key=lambda found: (cost(found.architecture), sign * found.score)):
-            if not front or sign * found.score < sign * front[-1].score:
+        best = float("inf")
+        score = {found.architecture: self._signed_score(found.architecture, self.total_rows) for found in finalists}
+        for found in sorted(finalists, key=lambda found: (cost(found.architecture), score[found.architecture])):
+            if score[found.architecture] < best:
                 front.append(found)
+                best = score[found.architecture]
         return front
 
     def _describe(self, best: Architecture, stop: int) -> str:
@@ -824,7 +805,7 @@ class _Journal:
         if _process_index() == 0:
             try:
                 self._open(identity)
-            except ValueError as error:
+            except (OSError, ValueError) as error:  # said by all processes, or the others would wait
                 problem = str(error)
         # Every process walks over the same results, also where the others do not see the main one's disk.
         problem, self.contributions = _broadcast((problem, self.contributions))

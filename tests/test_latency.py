@@ -5,6 +5,7 @@
 import json
 
 import pytest
+import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from modeling_mos import (
@@ -82,7 +83,9 @@ def test_a_search_keeps_to_a_measured_limit(flops_for_milliseconds):
 
 def test_real_measurements_are_positive():
     model = make(WIDTHS)
+    state = torch.get_rng_state()
     table = measure_latency(model, sequence_length=8, rounds=1)
+    assert torch.equal(torch.get_rng_state(), state)
     assert all(value >= 0 for part in ("entry", "layer", "transition", "exit") for _, value in getattr(table, part))
     assert table(model.search_space.largest()) > 0
 

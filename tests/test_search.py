@@ -328,9 +328,18 @@ def test_scores_that_are_no_numbers_come_last():
         def contributions(self, widths):
             return super().contributions(widths) * (np.nan if widths[0] == 24 else 1.0)
 
-    for options in ({}, {"trade_off": "flops"}):
+    for options in ({}, {"trade_off": "flops"}, {"racing": False}, {"trade_off": "flops", "racing": False}):
         result = search(objective=Broken(), num_rounds=3, **options).run()
         assert np.isfinite(result.best.score) and result.best.architecture.hidden_sizes[0] < 24
+        assert all(np.isfinite(found.score) for found in result.front)
+        numbers = [np.isfinite(found.score) for found in result.finalists]
+        assert numbers == sorted(numbers, reverse=True)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="Not a directory|File exists"):
+        search(output_dir=tmp_path / "file")
 
 
 # ---- determinism and kills ------------------------------------------------------------------------------------------
