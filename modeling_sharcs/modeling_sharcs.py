@@ -460,6 +460,7 @@ class SharcsModel(SharcsPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         width: float | None = None,
         router_price: float | None = None,
+        front_state: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         **kwargs,
@@ -470,15 +471,19 @@ class SharcsModel(SharcsPreTrainedModel):
             training mode, and without a price, they take the widest path.
         router_price (`float`, *optional*):
             Overrides `config.router_price` for this call.
+        front_state (`torch.Tensor` of shape `(batch, tokens, hidden_size)`, *optional*):
+            `hidden_states[config.router_layer]` of another pass over the same rows, which all widths have in common:
+            the embeddings and the first layers are not run again, and returned hidden states begin with it.
 
         Raises:
             ValueError: for an unknown width; if hidden states or attentions are asked of a routed batch, whose rows
-                have different shapes; unless exactly one of `input_ids` and `inputs_embeds` is given.
+                have different shapes; unless exactly one of `input_ids` and `inputs_embeds` is given, or
+                `front_state`.
         """
         config = self.config
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
-        if (input_ids is None) == (inputs_embeds is None):
+        if front_state is None and (input_ids is None) == (inputs_embeds is None):
             raise ValueError("You must specify exactly one of `input_ids` and `inputs_embeds`.")
         price = config.router_price if router_price is None else router_price
         last = len(config.width_multipliers) - 1
@@ -497,7 +502,9 @@ class SharcsModel(SharcsPreTrainedModel):
         if attention_mask is not None and attention_mask.dim() != 2:
             raise ValueError(f"`attention_mask` must have the shape (batch, tokens), got {attention_mask.dim()} axes.")
 
-        hidden = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
+        hidden = front_state
+        if front_state is None:
+            hidden = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
         mask = create_bidirectional_mask(
             config,
             inputs_embeds=hidden,
@@ -508,7 +515,7 @@ class SharcsModel(SharcsPreTrainedModel):
         )
         full = config.width_sizes(last)
         states, attentions = (hidden,), ()
-        for layer in self.layers[: config.router_layer]:
+        for layer in self.layers[: config.router_layer] if front_state is None else ():
             hidden, weights = layer(hidden, mask, full, 0, **kwargs)
             states, attentions = states + (hidden,), attentions + (weights,)
         router_logits = None if self.router is None else self.router(hidden, attention_mask)

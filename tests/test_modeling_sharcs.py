@@ -692,6 +692,20 @@ def test_token_embeddings_can_be_resized():
     assert_close(model(**batch).logits, before)
 
 
+@each_head
+def test_another_width_goes_on_from_what_all_have_in_common(head):
+    model = tiny_sharcs(head, router_price=0.0)
+    batch = padded_batch(model.config)
+    mask = {"attention_mask": batch["attention_mask"]}
+    with torch.no_grad():
+        front = model(**batch, width=1.0, output_hidden_states=True).hidden_states[model.config.router_layer]
+        for options in ({"width": 0.25}, {"width": 0.5}, {}):
+            found, expected = model(**mask, **options, front_state=front), model(**batch, **options)
+            assert_all_close(found.to_tuple(), expected.to_tuple())
+        states = model(**mask, width=0.5, front_state=front, output_hidden_states=True).hidden_states
+    assert states[0] is front and len(states) == 1 + model.config.num_hidden_layers - model.config.router_layer
+
+
 def test_messages_of_the_forward_pass():
     model = tiny_sharcs(router_price=0.0)
     batch = make_batch(model.config)

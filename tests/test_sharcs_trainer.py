@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -552,14 +553,42 @@ def test_labels_as_many_as_tokens_are_left_whole(tiny_tokenizer, tmp_path):
     assert taken["input_ids"].tolist() == [[5]] and taken["labels"].tolist() == [[0, 1, 1]]
 
 
-@pytest.mark.parametrize("every, forwards", [(True, 2), (False, 3)])
-def test_the_widest_path_of_the_same_rows_is_not_run_again(tiny_tokenizer, tmp_path, every, forwards):
+# Of the model, and of its first layer: the samples of one pass go through what all widths have in common once.
+@pytest.mark.parametrize("every, forwards, fronts", [(True, 2, 1), (False, 3, 2)])
+def test_nothing_is_run_again_for_the_same_rows(tiny_tokenizer, tmp_path, every, forwards, fronts):
     trainer = make_sharcs_trainer(tiny_tokenizer, tmp_path, rows=4, distillation_weight=0.5)
     (batch,) = steps_of(trainer, every)
-    calls = []
-    trainer.model.register_forward_pre_hook(lambda *args, **kwargs: calls.append(1), with_kwargs=True)
+    calls = count_calls(trainer)
     gradients_of(trainer, batch)
-    assert len(calls) == forwards
+    assert calls == {"model": forwards, "front": fronts}
+
+
+def test_every_width_is_scored_and_evaluated_behind_one_front(tiny_tokenizer, tmp_path):
+    trainer = make_sharcs_trainer(
+        tiny_tokenizer, tmp_path, rows=8, hardness_source="agreement", per_device_eval_batch_size=4
+    )
+    trainer.get_train_dataloader()
+    calls = count_calls(trainer)
+    trainer._score_training_set()
+    assert calls == {"model": 4, "front": 2}
+    trainer.predict_widths(trainer.train_dataset)
+    assert calls == {"model": 8, "front": 4}
+
+
+def count_calls(trainer) -> Counter:
+    calls = Counter()
+    trainer.model.register_forward_pre_hook(lambda *_: calls.update(["model"]))
+    trainer.model.base_model.layers[0].register_forward_pre_hook(lambda *_: calls.update(["front"]))
+    return calls
+
+
+def test_parts_of_the_loss_are_logged(tiny_tokenizer, tmp_path):
+    trainer, _ = train_both(
+        tiny_tokenizer, tmp_path, train_every_width=True, distillation_weight=0.5, hidden_states_weight=0.5
+    )
+    parts = {"width_0.25_loss", "width_1_loss", "width_0.25_distillation", "width_0.25_hidden_states", "router_loss"}
+    logged = set().union(*trainer.state.log_history)
+    assert parts <= logged
 
 
 # ---- epochs ---------------------------------------------------------------------------------------------------------

@@ -394,7 +394,7 @@ class SharcsTrainer(ModelCardMixin, LossComponentsMixin, StagedCheckpointMixin, 
         with self.compute_loss_context_manager(), self.accelerator.autocast():
             if group is not None:
                 return self._score(self._run(model, inputs, width=self.widths[group]), targets)
-            outputs = [self._run(model, inputs, width=width) for width in self.widths]
+            outputs = self._run_widths(model, inputs)
         answer = predicted_targets(outputs[-1], targets, self.problem)
         columns = [sample_confidence(output, answer, self.problem, self.error_scale) for output in outputs]
         return torch.stack(columns, dim=1)
@@ -414,6 +414,15 @@ class SharcsTrainer(ModelCardMixin, LossComponentsMixin, StagedCheckpointMixin, 
             outputs[name] = outputs[name].masked_fill(padding, -1e4)
         return outputs
 
+    def _run_widths(self, model: nn.Module, inputs: dict[str, Any]) -> list:
+        """Outputs of every width on the same rows; the first layers, which all have in common, run once."""
+        outputs = [self._run(model, inputs, width=self.widths[0], output_hidden_states=True)]
+        front = self._front_state(outputs[0])
+        return outputs + [self._run(model, inputs, width=width, front_state=front) for width in self.widths[1:]]
+
+    def _front_state(self, outputs) -> torch.Tensor:
+        return outputs["hidden_states"][self._encoder.config.router_layer]
+
     # ---- training ---------------------------------------------------------------------------------------------------
 
     def training_step(
@@ -425,14 +434,21 @@ class SharcsTrainer(ModelCardMixin, LossComponentsMixin, StagedCheckpointMixin, 
             self.optimizer.train()
         routing = inputs["routing"]
         inputs = {name: value for name, value in inputs.items() if name != "routing"}
-        passes = []
-        wide: dict[tuple[int, ...], Any] = {}
         # The widest first: narrower paths may learn from it, and the last pass, whose gradients are reduced across
         # processes, must reach every parameter, of which only narrow paths use the entry's.
-        for index in sorted(set(routing["width_index"].tolist()), reverse=True):
-            rows = (routing["width_index"] == index).nonzero()[:, 0]
-            for part in rows.tensor_split(-(-len(rows) // self._train_batch_size)):
-                passes.append(functools.partial(self._run_rows, model, inputs, routing, index, part, wide))
+        indices = sorted(set(routing["width_index"].tolist()), reverse=True)
+        rows_of = {index: (routing["width_index"] == index).nonzero()[:, 0] for index in indices}
+        samples = [routing["index"][rows].tolist() for rows in rows_of.values()]
+        # Widths that train the same samples share a pass, and so the layers before the router.
+        groups = [indices] if all(rows == samples[0] for rows in samples) else [[index] for index in indices]
+        passes = []
+        for group in groups:
+            num_parts = -(-len(rows_of[group[0]]) // self._train_batch_size)
+            parts = zip(*(rows_of[index].tensor_split(num_parts) for index in group), strict=True)
+            passes += [
+                functools.partial(self._run_rows, model, inputs, routing, dict(zip(group, part, strict=True)))
+                for part in parts
+            ]
         passes[-1] = functools.partial(self._reach_every_parameter, passes[-1])
         return run_backward_passes(self, model, passes)
 
@@ -456,31 +472,47 @@ class SharcsTrainer(ModelCardMixin, LossComponentsMixin, StagedCheckpointMixin, 
         has_targets = self._targets is not None or self.args.router_loss_before_targets
         return has_targets and self.args.router_loss_weight > 0
 
-    def _run_rows(self, model, inputs, routing, index: int, rows: torch.Tensor, wide: dict) -> torch.Tensor:
-        """The loss of some rows of one width, weighted by their share of the step's rows over all processes."""
-        args, widest = self.args, index == len(self.widths) - 1
-        batch = self._prepare_inputs(self._take_rows(inputs, rows))
+    def _run_rows(self, model, inputs, routing, rows_of: dict[int, torch.Tensor]) -> torch.Tensor:
+        """The loss of some samples at one width, or at several, the widest first."""
+        batch = self._prepare_inputs(self._take_rows(inputs, next(iter(rows_of.values()))))
         targets = {name: batch.pop(name) for name in self.label_names}
+        # What all paths have in common (`front`), and whom narrower ones learn from (`widest`, `teacher`).
+        shared: dict[str, Any] = {}
+        return sum(
+            self._run_width(model, batch, targets, routing, index, rows, shared) for index, rows in rows_of.items()
+        )
+
+    def _run_width(self, model, batch, targets, routing, index: int, rows: torch.Tensor, shared) -> torch.Tensor:
+        """The loss of some rows at one width, weighted by their share of the step's rows over all processes."""
+        args, widest = self.args, index == len(self.widths) - 1
         samples = routing["index"][rows]
         weights = (routing["weight"][rows] * self.width_loss_weights[index]).to(args.device)
         distil = args.distillation_weight > 0 and (self.teacher is not None or not widest)
-        compare_states = args.hidden_states_weight > 0
         with self.compute_loss_context_manager():
-            outputs = self._run(model, batch, width=self.widths[index], output_hidden_states=compare_states)
+            # Hidden states of the first width hold what the others go on from.
+            states = not shared or args.hidden_states_weight > 0
+            outputs = self._run(
+                model, batch, width=self.widths[index], front_state=shared.get("front"), output_hidden_states=states
+            )
+            if "front" not in shared:
+                shared["front"] = self._front_state(outputs)
+            if widest:
+                shared["widest"] = _detached(outputs)
             losses = row_losses(outputs, targets, self.problem, args.label_smoothing_factor)
             self._count(f"width_{self.widths[index]:g}_loss", losses, weights)
-            if widest and (compare_states or (args.distillation_weight > 0 and self.teacher is None)):
-                wide[tuple(samples.tolist())] = _detached(outputs)
             if distil:
-                teacher_outputs = self._teacher_outputs(model, batch, samples, wide)
                 taught = row_distillation_losses(
-                    outputs, teacher_outputs, targets, self.problem, args.distillation_temperature
+                    outputs,
+                    self._teacher_outputs(model, batch, shared),
+                    targets,
+                    self.problem,
+                    args.distillation_temperature,
                 )
                 self._count(f"width_{self.widths[index]:g}_distillation", taught, weights)
                 losses = args.hard_label_weight * losses + args.distillation_weight * taught
             losses = args.task_loss_weight * losses
-            if compare_states and not widest:
-                taught = self._hidden_state_losses(model, batch, samples, wide, outputs)
+            if args.hidden_states_weight > 0 and not widest:
+                taught = self._hidden_state_losses(model, batch, shared, outputs)
                 self._count(f"width_{self.widths[index]:g}_hidden_states", taught, weights)
                 losses = losses + args.hidden_states_weight * taught
             router_targets = self._router_targets_of(samples)
@@ -516,22 +548,24 @@ class SharcsTrainer(ModelCardMixin, LossComponentsMixin, StagedCheckpointMixin, 
         }
 
     @torch.no_grad()
-    def _teacher_outputs(self, model, batch: dict[str, Any], samples: torch.Tensor, wide: dict):
-        if self.teacher is not None:
-            return self._run(self.teacher, batch)
-        return self._widest_outputs(model, batch, samples, wide)
+    def _teacher_outputs(self, model, batch: dict[str, Any], shared: dict[str, Any]):
+        if self.teacher is None:
+            return self._widest_outputs(model, batch, shared)
+        if "teacher" not in shared:
+            shared["teacher"] = self._run(self.teacher, batch)
+        return shared["teacher"]
 
     @torch.no_grad()
-    def _widest_outputs(self, model, batch: dict[str, Any], samples: torch.Tensor, wide: dict):
-        known = wide.get(tuple(samples.tolist()))  # the same rows ran at full width in this step
-        if known is not None:
-            return known
-        compare_states = self.args.hidden_states_weight > 0
-        return self._run(model, batch, width=self.widths[-1], output_hidden_states=compare_states)
+    def _widest_outputs(self, model, batch: dict[str, Any], shared: dict[str, Any]):
+        if "widest" not in shared:  # the widest path trains other rows in this step
+            shared["widest"] = self._run(
+                model, batch, width=self.widths[-1], front_state=shared["front"], output_hidden_states=True
+            )
+        return shared["widest"]
 
-    def _hidden_state_losses(self, model, batch, samples: torch.Tensor, wide: dict, outputs) -> torch.Tensor:
+    def _hidden_state_losses(self, model, batch: dict[str, Any], shared: dict[str, Any], outputs) -> torch.Tensor:
         """Of each row, after the routed layers: what is before them, both paths share."""
-        given = self._widest_outputs(model, batch, samples, wide)["hidden_states"]
+        given = self._widest_outputs(model, batch, shared)["hidden_states"]
         routed = self._encoder.config.num_hidden_layers - self._encoder.config.router_layer
         return row_hidden_state_losses(
             outputs["hidden_states"][-routed:], given[-routed:], batch.get("attention_mask")
@@ -559,7 +593,8 @@ class SharcsTrainer(ModelCardMixin, LossComponentsMixin, StagedCheckpointMixin, 
 
     def _component_names(self) -> list[str]:
         # All of them: a process that has no rows of a width must not wait for the others.
-        names = [f"width_{width:g}_{kind}" for width in self.widths for kind in ("loss", "distillation")]
+        kinds = ("loss", "distillation", "hidden_states")
+        names = [f"width_{width:g}_{kind}" for width in self.widths for kind in kinds]
         return [*names, "router_loss"]
 
     def _determine_best_metric(self, metrics: dict[str, float], trial) -> bool:
@@ -611,7 +646,7 @@ class SharcsTrainer(ModelCardMixin, LossComponentsMixin, StagedCheckpointMixin, 
         inputs = self._prepare_inputs(inputs)
         targets = {name: inputs.pop(name) for name in self.label_names if name in inputs}
         with torch.no_grad(), self.compute_loss_context_manager():
-            outputs = [self._run(model, inputs, width=width) for width in self.widths]
+            outputs = self._run_widths(model, inputs)
         if len(targets) == len(self.label_names):
             losses = torch.stack([row_losses(output, targets, self.problem) for output in outputs], dim=1)
         else:
