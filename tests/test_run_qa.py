@@ -594,8 +594,14 @@ def test_options_of_routed_encoders(run, name, value):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"teacher_name_or_path": "x"}, "--teacher_name_or_path is for routed encoders; add --sharcs, or leave it"),
-        ({"save_predictions": True}, "--save_predictions is for routed encoders; add --sharcs, or leave it out"),
+        (
+            {"logits_weight": 1.0},
+            "logits_weight says how to learn from a teacher, but there is none: give one with --t",
+        ),
+        (
+            {"save_predictions": True},
+            "--save_predictions is an option of routed encoders; add --sharcs, or leave it out",
+        ),
         ({"label_smoothing_factor": 0.1}, "--label_smoothing_factor=0.1 is for classes, and answers are places"),
         ({"train_file": None}, "no questions to train on; give train_file, or add --evaluate_only"),
         ({"validation_file": None, "evaluate_only": True}, "no questions to evaluate on; give validation_file"),
@@ -617,6 +623,31 @@ def test_the_checkpoint_of_another_kind_of_run(run, tmp_path):
     ):
         run(**ROUTED)
     assert contents(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize(
+    "options, logged",
+    [
+        ({"hard_label_weight": 0.0, "logits_weight": 1.0}, {"logits_loss"}),
+        ({"hidden_states_weight": 0.5}, {"hard_label_loss", "logits_loss", "hidden_states_loss"}),
+        ({"attentions_weight": 0.5, "attn_implementation": "eager"}, {"hard_label_loss", "attentions_loss"}),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
+)
+def test_a_plain_student_learns_from_a_teacher(run, settings, tokenizer, tmp_path, options, logged):
+    teacher = save_backbone(tmp_path / "teacher", tokenizer, head="question-answering", seed=5)
+    run(**options, teacher_name_or_path=str(teacher), num_train_epochs=2)
+    history = read_json(tmp_path / "out" / "trainer_state.json")["log_history"]
+    assert logged <= history[0].keys()
+    run(num_train_epochs=2, output_dir=str(tmp_path / "alone"))
+    assert largest_change(saved_weights(tmp_path / "out"), saved_weights(tmp_path / "alone")) > 1e-4
+
+
+@pytest.mark.parametrize("routed", [False, True])
+def test_a_teacher_that_reads_other_tokens(run, tmp_path, routed):
+    other = save_backbone(tmp_path / "other", make_tokenizer(["quite other words"]), head="question-answering")
+    with pytest.raises(ValueError, match="have different tokenizers; choose a teacher that was fine-tuned with the"):
+        run(**(ROUTED | {"distillation_weight": 1.0} if routed else {}), teacher_name_or_path=str(other))
 
 
 def test_a_teacher(run, backbone, tmp_path):

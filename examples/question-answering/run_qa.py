@@ -2,10 +2,13 @@
 # Copyright 2026 The elastic-encoders authors.
 # Licensed under the Apache License, Version 2.0; see the LICENSE file.
 """
-Fine-tunes any encoder, MoS subnets included, on questions in the SQuAD format; with --sharcs as a routed encoder.
+Fine-tunes any encoder, MoS subnets included, on questions in the SQuAD format, with or without a teacher; with
+--sharcs as a routed encoder.
 
     python run_qa.py --model_name_or_path google-bert/bert-base-uncased --dataset_name rajpurkar/squad \
         --output_dir runs/squad --num_train_epochs 2 --learning_rate 3e-5 --per_device_train_batch_size 16
+    python run_qa.py --model_name_or_path mos-bert-60m --teacher_name_or_path runs/squad \
+        --dataset_name rajpurkar/squad --output_dir runs/squad-60m --num_train_epochs 3
     python run_qa.py --sharcs --model_name_or_path google-bert/bert-base-uncased --train_file train-v1.1.json \
         --validation_file dev-v1.1.json --output_dir runs/squad-sharcs --num_train_epochs 4
 
@@ -16,9 +19,10 @@ import csv
 import io
 import json
 import sys
+from argparse import ArgumentParser
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +33,11 @@ from transformers import (
     AutoTokenizer,
     DataCollatorWithPadding,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     Trainer,
-    TrainingArguments,
     set_seed,
 )
+from transformers.hf_argparser import string_to_bool
 from transformers.utils import logging
 
 
@@ -40,7 +45,9 @@ from transformers.utils import logging
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 import modeling_mos  # noqa: E402, F401 (registers the auto classes)
 from example_utils import (  # noqa: E402
+    argument_names,
     describe_dataset,
+    expand_argument_file,
     parse_arguments,
     pin_memory_for_accelerators,
     publish,
@@ -66,6 +73,7 @@ from sharcs_utils import (  # noqa: E402
     save,
     train,
 )
+from teacher_utils import check_teacher_tokenizer, refuse_options_without_teacher  # noqa: E402
 from trainers import (  # noqa: E402
     DistillationTrainer,
     DistillationTrainingArguments,
@@ -85,45 +93,49 @@ class ModelArguments:
     tokenizer_name: str | None = field(default=None, metadata={"help": "Tokenizer, if it is not the model's own."})
     sharcs: bool = field(default=False, metadata={"help": "Train a routed encoder; widths and router have options."})
     teacher_name_or_path: str | None = field(
-        default=None, metadata={"help": "With --sharcs: a fine-tuned model to learn from, instead of the widest path."}
+        default=None,
+        metadata={"help": "A fine-tuned model to learn from; with --sharcs, instead of the widest path."},
     )
     save_predictions: bool = field(
         default=False,
         metadata={"help": "With --sharcs: write each question's answer, and the widths taken, to predictions.tsv."},
     )
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "sdpa, or eager, which distilling attentions needs."}
+    )
     evaluate_only: bool = field(default=False, metadata={"help": "Measure the model, without training it."})
 
 
-def refuse_unused_options(data: QuestionAnsweringDataArguments, options: SharcsOptions, arguments) -> None:
-    """
-    Raises:
-        ValueError: if an option of SHARCS is set where no routed encoder is trained.
-    """
-    plain = {item.name for item in fields(TrainingArguments)}
-    defaults = {"calibration_split_percentage": None, **vars(SharcsOptions())}
-    defaults |= {item.name: item.default for item in fields(SharcsTrainingArguments) if item.name not in plain}
-    given = {**vars(data), **vars(options), **vars(arguments)}
-    for name, default in defaults.items():
-        if given[name] != default:
-            raise ValueError(f"--{name} is an option of routed encoders; add --sharcs, or leave it out.")
+ARGUMENT_TYPES = (ModelArguments, QuestionAnsweringDataArguments, SharcsOptions)
+ROUTED_ARGUMENTS = {
+    "calibration_split_percentage",
+    "save_predictions",
+    *argument_names([SharcsOptions, SharcsTrainingArguments]),
+} - set(argument_names([DistillationTrainingArguments]))
 
 
 def read_arguments(arguments: Sequence[str] | None) -> tuple:
     """
-    The dataclasses of the script. Without --sharcs training is ordinary, and so are the defaults of its arguments.
+    The dataclasses of the script. Without --sharcs training is ordinary, and so are its options and their defaults.
 
     Raises:
         ValueError: if options do not go together.
     """
-    description = __doc__.split("\n")[1]
-    types = (ModelArguments, QuestionAnsweringDataArguments, SharcsOptions)
-    model, data, options, training = parse_arguments((*types, SharcsTrainingArguments), arguments, description)
-    if not model.sharcs:
-        refuse_unused_options(data, options, training)
-        for name in ("teacher_name_or_path", "save_predictions"):
-            if getattr(model, name):
-                raise ValueError(f"--{name} is for routed encoders; add --sharcs, or leave it out.")
-        *_, training = parse_arguments((*types, DistillationTrainingArguments), arguments, description)
+    known = argument_names([*ARGUMENT_TYPES, SharcsTrainingArguments, DistillationTrainingArguments])
+    words = expand_argument_file(sys.argv[1:] if arguments is None else arguments, known)
+    # Asked for first: it decides which other options there are.
+    first = ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--sharcs", type=string_to_bool, nargs="?", const=True, default=False)
+    routed = first.parse_known_args(words)[0].sharcs
+    given = {word[2:].partition("=")[0] for word in words if word.startswith("--")}
+    if not routed and given & ROUTED_ARGUMENTS:
+        name = sorted(given & ROUTED_ARGUMENTS)[0]
+        raise ValueError(f"--{name} is an option of routed encoders; add --sharcs, or leave it out.")
+    kind = SharcsTrainingArguments if routed else DistillationTrainingArguments
+    description = " ".join(__doc__.split("\n\n")[0].split())
+    model, data, options, training = parse_arguments((*ARGUMENT_TYPES, kind), words, description)
+    if not routed and model.teacher_name_or_path is None:
+        refuse_options_without_teacher(given)
     if training.label_smoothing_factor:
         raise ValueError(
             f"--label_smoothing_factor={training.label_smoothing_factor:g} is for classes, and answers are places in "
@@ -132,7 +144,20 @@ def read_arguments(arguments: Sequence[str] | None) -> tuple:
     return model, data, options, training
 
 
-def load_plain_model(name: str) -> PreTrainedModel:
+def load_teacher(
+    name: str, tokenizer: PreTrainedTokenizerBase, student: str, attention: str | None
+) -> PreTrainedModel:
+    """
+    The teacher, in float32 whatever its checkpoint's type.
+
+    Raises:
+        ValueError: if it reads other tokens than the student.
+    """
+    check_teacher_tokenizer(AutoTokenizer.from_pretrained(name), name, tokenizer, student, pairs=True)
+    return AutoModelForQuestionAnswering.from_pretrained(name, dtype=torch.float32, attn_implementation=attention)
+
+
+def load_plain_model(name: str, attention: str | None) -> PreTrainedModel:
     """
     An encoder that is not routed, in float32 whatever its checkpoint's type.
 
@@ -144,7 +169,7 @@ def load_plain_model(name: str) -> PreTrainedModel:
         raise ValueError(f"{name!r} is a supernet; take a subnet out with `extract_subnet` first.")
     if model_type == "sharcs":
         raise ValueError(f"{name!r} is a routed encoder; add --sharcs.")
-    return AutoModelForQuestionAnswering.from_pretrained(name, dtype=torch.float32)
+    return AutoModelForQuestionAnswering.from_pretrained(name, dtype=torch.float32, attn_implementation=attention)
 
 
 def write_prediction_table(path: Path, questions, windows, answers: dict[str, str], widths: Sequence[float]) -> None:
@@ -171,11 +196,18 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(model_arguments.tokenizer_name or name)
     if model_arguments.sharcs:
         model = load_sharcs_model(SharcsForQuestionAnswering, name, options, model_arguments.evaluate_only)
+        if model_arguments.attn_implementation is not None:
+            model.set_attn_implementation(model_arguments.attn_implementation)
     else:
-        model = load_plain_model(name)
+        model = load_plain_model(name, model_arguments.attn_implementation)
+    teacher = None
+    if model_arguments.teacher_name_or_path is not None and not model_arguments.evaluate_only:
+        teacher = load_teacher(
+            model_arguments.teacher_name_or_path, tokenizer, name, model_arguments.attn_implementation
+        )
     with training_arguments.main_process_first(desc="preparing data"):
         questions = load_questions(data_arguments, seed=training_arguments.seed)
-        longest = longest_input(model.config, tokenizer)
+        longest = min(longest_input(side.config, tokenizer) for side in (model, teacher) if side is not None)
         windows = {split: make_windows(rows, tokenizer, data_arguments, longest) for split, rows in questions.items()}
     if not model_arguments.evaluate_only and "train" not in windows:
         raise ValueError("There are no questions to train on; give train_file, or add --evaluate_only.")
@@ -192,15 +224,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         common["compute_metrics"] = question_answering_metrics(
             questions["validation"], windows["validation"], data_arguments
         )
-    if model_arguments.sharcs:
-        teacher = None
-        if model_arguments.teacher_name_or_path is not None:
-            teacher = AutoModelForQuestionAnswering.from_pretrained(
-                model_arguments.teacher_name_or_path, dtype=torch.float32
-            )
-        trainer: Trainer = SharcsTrainer(model, teacher=teacher, **common)
-    else:
-        trainer = DistillationTrainer(model, **common)
+    kind = SharcsTrainer if model_arguments.sharcs else DistillationTrainer
+    trainer: Trainer = kind(model, teacher=teacher, **common)
     logger.info(
         f"{type(model).__name__}: {model.num_parameters():,} parameters, "
         + ", ".join(f"{len(rows):,} {split} windows" for split, rows in windows.items())

@@ -29,7 +29,6 @@ from transformers import (
     AutoModelForSequenceClassification,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    TrainingArguments,
     set_seed,
 )
 from transformers.utils import logging
@@ -40,7 +39,6 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 import modeling_mos  # noqa: E402, F401 (registers the auto classes)
 import modeling_sharcs  # noqa: E402, F401
 from example_utils import (  # noqa: E402
-    argument_names,
     parse_arguments,
     parse_given_arguments,
     pin_memory_for_accelerators,
@@ -63,6 +61,7 @@ from glue_utils import (  # noqa: E402
     write_test_predictions,
 )
 from sharcs_utils import longest_input, train  # noqa: E402
+from teacher_utils import check_teacher_tokenizer, refuse_options_without_teacher  # noqa: E402
 from trainers import DistillationTrainer, DistillationTrainingArguments  # noqa: E402
 
 
@@ -97,9 +96,6 @@ class ModelArguments:
 
 
 ARGUMENT_TYPES = (ModelArguments, DataArguments, DistillationTrainingArguments)
-DISTILLATION_ARGUMENTS = set(argument_names([DistillationTrainingArguments])) - set(
-    argument_names([TrainingArguments])
-)
 
 
 def read_arguments(
@@ -113,12 +109,7 @@ def read_arguments(
     """
     parsed = parse_arguments(ARGUMENT_TYPES, arguments, description=__doc__.split("\n")[1])
     if parsed[0].teacher_name_or_path is None:
-        unused = sorted(DISTILLATION_ARGUMENTS & parse_given_arguments(ARGUMENT_TYPES, arguments).keys())
-        if unused:
-            raise ValueError(
-                f"{unused[0]} says how to learn from a teacher, but there is none: give one with "
-                f"--teacher_name_or_path, or leave {' and '.join(unused)} out."
-            )
+        refuse_options_without_teacher(parse_given_arguments(ARGUMENT_TYPES, arguments))
     return parsed
 
 
@@ -219,16 +210,7 @@ def load_teacher(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase, 
     if name is None:
         return None
     own = load_tokenizer(name, AutoConfig.from_pretrained(name).vocab_size)
-    if own.get_vocab() != tokenizer.get_vocab():
-        raise ValueError(
-            f"The teacher {name!r} and the student {arguments.model_name_or_path!r} have different tokenizers; choose "
-            "a teacher that was fine-tuned with the student's."
-        )
-    if pairs and "token_type_ids" in own.model_input_names and "token_type_ids" not in tokenizer.model_input_names:
-        raise ValueError(
-            f"The teacher {name!r} tells the texts of a pair apart by token types, which the student "
-            f"{arguments.model_name_or_path!r} does not have; choose a teacher or a student of the other's family."
-        )
+    check_teacher_tokenizer(own, name, tokenizer, arguments.model_name_or_path, pairs)
     loading = {"attn_implementation": arguments.attn_implementation} if arguments.attn_implementation else {}
     teacher = AutoModelForSequenceClassification.from_pretrained(name, dtype=torch.float32, **loading)
     if names is not None:

@@ -45,6 +45,7 @@ from glue_utils import (  # noqa: E402
     get_label_names,
     glue_compute_metrics,
     load_task_datasets,
+    load_tokenizer,
     main_metric,
     make_collator,
     match_labels,
@@ -65,6 +66,7 @@ from sharcs_utils import (  # noqa: E402
     save,
     train,
 )
+from teacher_utils import check_teacher_tokenizer  # noqa: E402
 from trainers import SharcsTrainer, SharcsTrainingArguments, WidthPredictions  # noqa: E402
 
 
@@ -167,8 +169,14 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     metric = main_metric(data_arguments.task_name, names is None)
     teacher = None
     if model_arguments.teacher_name_or_path is not None:
-        teacher = AutoModelForSequenceClassification.from_pretrained(
-            model_arguments.teacher_name_or_path, dtype=torch.float32
+        name = model_arguments.teacher_name_or_path
+        teacher = AutoModelForSequenceClassification.from_pretrained(name, dtype=torch.float32)
+        check_teacher_tokenizer(
+            load_tokenizer(name, teacher.config.vocab_size),
+            name,
+            tokenizer,
+            model_arguments.model_name_or_path,
+            pairs="sentence2" in next(iter(raw.values())).column_names,
         )
         of_teacher = match_labels(ordered, teacher.config, task_name=data_arguments.task_name)
         if of_teacher != ordered:
