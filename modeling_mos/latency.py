@@ -37,7 +37,8 @@ def measure_latency(
 
     A choice is measured in an extracted network that is made of it alone, once with all of its layers and once with
     the first only, which tells what a layer takes and what all networks share; the linear maps between layers of
-    unequal width are measured on their own. Medians over rounds in which all take turns.
+    unequal width are measured on their own. The least counts of rounds in which all take turns: whatever else the
+    machine does only adds to what a network takes.
 
     Args:
         supernet (`PreTrainedModel`): A `MosFor…` model, on the device that counts; its head is measured too.
@@ -77,10 +78,10 @@ def measure_latency(
                     crossing[width, following].append(
                         _time(lambda hidden=hidden, weight=weight: F.linear(hidden, weight), supernet.device)
                     )
-    crossing = {pair: statistics.median(found) for pair, found in crossing.items()}
+    crossing = {pair: min(found) for pair, found in crossing.items()}
     layers, shared = {}, defaultdict(list)
     for choice in space.layer_choices:
-        both, one = statistics.median(deep[choice]), statistics.median(shallow[choice])
+        both, one = min(deep[choice]), min(shallow[choice])
         each = max(both - one, 0.0) / (depth - 1) if depth > 1 else one
         shared[choice[0]].append(max(one - each, 0.0))
         # A layer of such a network includes the map from the one before it, which is as wide.
@@ -108,14 +109,14 @@ def measure_architectures(
     sequence_length: int = 128,
     rounds: int = 5,
 ) -> list[float]:
-    """Milliseconds of one batch of each extracted architecture, measured directly: medians over rounds."""
+    """Milliseconds of one batch of each extracted architecture, measured directly: the least of all rounds."""
     inputs = _make_inputs(supernet, batch_size, sequence_length)
     times = defaultdict(list)
     for _ in range(rounds):
         for architecture in architectures:
             network = supernet.extract_subnet(architecture).eval()
             times[architecture].append(_time(lambda network=network: network(**inputs), supernet.device))
-    return [statistics.median(times[architecture]) for architecture in architectures]
+    return [min(times[architecture]) for architecture in architectures]
 
 
 def _make_inputs(supernet: PreTrainedModel, batch_size: int, sequence_length: int) -> dict[str, torch.Tensor]:
@@ -141,7 +142,7 @@ def _keep_first_layer(network: PreTrainedModel) -> None:
 
 
 def _time(run: Callable[[], Any], device: torch.device) -> float:
-    """Milliseconds of one call: the median of three groups of calls, each of about 10 ms, after one that warms up."""
+    """Milliseconds of one call: the least of three groups of calls, each of about 10 ms, after one that warms up."""
 
     def group(calls: int) -> float:
         _synchronize(device)
@@ -153,7 +154,7 @@ def _time(run: Callable[[], Any], device: torch.device) -> float:
 
     run()
     calls = max(1, round(10 / max(group(1), 1e-3)))
-    return statistics.median(group(calls) for _ in range(3))
+    return min(group(calls) for _ in range(3))
 
 
 def _synchronize(device: torch.device) -> None:

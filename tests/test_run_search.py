@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from datasets import DatasetDict
@@ -97,6 +98,10 @@ def test_a_front_against_latency(run_search, settings, tmp_path):
     check = results["latency_check"]
     assert len(check["predicted_milliseconds"]) == len(check["measured_milliseconds"]) > 2
     assert 0 <= check["mean_relative_error"] <= check["largest_relative_error"]
+    ratios = np.divide(check["predicted_milliseconds"], check["measured_milliseconds"])
+    assert check["common_factor"] == pytest.approx(np.median(ratios))
+    beside = np.abs(ratios / np.median(ratios) - 1).max()
+    assert check["largest_relative_error_beside_it"] == pytest.approx(beside)
     prices = [entry["latency"] for entry in results["front"]]
     assert prices == sorted(prices) and len({entry["name"] for entry in results["front"]}) == len(prices) > 1
     table = (tmp_path / "latency.json").read_bytes()

@@ -25,6 +25,7 @@ front.png), the best subnet (subnet/) and the supernet with the front in its con
 """
 
 import json
+import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -275,7 +276,10 @@ def _latency_facts(arguments: SearchArguments, supernet: MosPreTrainedModel) -> 
 def check_latency(
     arguments: SearchArguments, supernet: MosPreTrainedModel, table: CostTable, architectures: Sequence[Architecture]
 ) -> dict[str, Any]:
-    """How well the table predicts architectures that are measured directly."""
+    """
+    How well the table predicts architectures that are measured directly. A machine that others share is faster or
+    slower from one minute to the next, for all architectures alike: errors beside that common factor are told apart.
+    """
     measured = measure_architectures(
         supernet,
         architectures,
@@ -284,12 +288,15 @@ def check_latency(
         arguments.latency_rounds,
     )
     predicted = [table(architecture) for architecture in architectures]
-    errors = [value / other - 1 for value, other in zip(predicted, measured, strict=True)]
+    ratios = [value / other for value, other in zip(predicted, measured, strict=True)]
+    errors, common = [ratio - 1 for ratio in ratios], statistics.median(ratios)
     return {
         "predicted_milliseconds": predicted,
         "measured_milliseconds": measured,
         "largest_relative_error": max(map(abs, errors)),
         "mean_relative_error": sum(map(abs, errors)) / len(errors),
+        "common_factor": common,
+        "largest_relative_error_beside_it": max(abs(ratio / common - 1) for ratio in ratios),
     }
 
 
