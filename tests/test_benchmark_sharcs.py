@@ -8,6 +8,7 @@ import statistics
 import pytest
 import torch
 
+import benchmark_utils
 from modeling_sharcs import SharcsForSequenceClassification
 from script_utils import NARROW, make_tokenizer, save_backbone, to_flags
 from synthetic_data import generate_classification
@@ -62,7 +63,7 @@ def asked(script, monkeypatch):
         return original(contestants, batches, rounds, warmup, device)
 
     monkeypatch.setattr(script, "time_in_turns", spy)
-    monkeypatch.setattr(script.time, "perf_counter", lambda: next(clock) ** 1.01)
+    monkeypatch.setattr(benchmark_utils.time, "perf_counter", lambda: next(clock) ** 1.01)
     return calls
 
 
@@ -124,10 +125,10 @@ def test_ratios_are_those_of_the_times(script):
     assert found["widest"]["median_ms"] == pytest.approx(250) and found["widest"]["speedup"] == 1
 
 
-def test_turns(script):
+def test_turns():
     said = []
     contestants = {name: lambda batch, name=name: said.append((name, batch)) for name in ("a", "b")}
-    times = script.time_in_turns(contestants, [1, 2], rounds=3, warmup=2, device=torch.device("cpu"))
+    times = benchmark_utils.time_in_turns(contestants, [1, 2], rounds=3, warmup=2, device=torch.device("cpu"))
     assert said == [("a", 1), ("a", 2), ("b", 1), ("b", 2)] * 5
     assert {name: [len(calls) for calls in rounds] for name, rounds in times.items()} == {"a": [2] * 3, "b": [2] * 3}
 
