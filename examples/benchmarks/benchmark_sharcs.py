@@ -116,8 +116,8 @@ def summarize(times: dict[str, list[list[float]]], reference: str) -> dict[str, 
             "p90_ms": percentiles[1],
             "p99_ms": percentiles[2],
             "speedup": speedup["median"],
-            "speedup_lowest_round": speedup["lowest_round"],
-            "speedup_highest_round": speedup["highest_round"],
+            "speedup_lowest_round": speedup["lowest"],
+            "speedup_highest_round": speedup["highest"],
         }
     return summary
 
@@ -163,10 +163,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     results: dict[str, Any] = {
         "model": options.model_name_or_path,
         **machine_facts(device),
+        **timing.facts(),
         "dtype": options.dtype,
         "rows": len(rows),
         "mean_length": sum(map(len, rows)) / len(rows),
-        "rounds": timing.rounds,
         "reference": reference,
         "flops_share": shares,
         "budgets_out_of_reach": [budget for budget, price in prices.items() if price is None],
@@ -176,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         found = {}
         for name, length in (("trimmed", None), ("padded", options.max_length)):
             batches = make_batches(rows, size, length, padding, device)
-            times = time_in_turns(contestants, batches, timing.rounds, timing.warmup_rounds, device)
+            times = time_in_turns(contestants, batches, timing, device)
             found[name] = summarize(times, reference)
         results["batch_sizes"][str(size)] = found
     report(results, timing.output_file)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import BertConfig
+from transformers import BertConfig, Trainer
 
 from example_utils import write_text_atomically
 
@@ -26,7 +26,9 @@ __all__ = [
     "find_device",
     "machine_facts",
     "make_batches",
+    "make_step",
     "report",
+    "spread",
     "synchronize",
     "time_in_turns",
     "totals",
@@ -41,6 +43,14 @@ class Timing:
     warmup_rounds: int = field(default=1, metadata={"help": "Rounds before that."})
     device: str | None = field(default=None, metadata={"help": "Where to run; an accelerator if there is one."})
     num_threads: int | None = field(default=None, metadata={"help": "Threads of the CPU; torch's own if not given."})
+    clock: str = field(
+        default="wall",
+        metadata={
+            "help": "What seconds are: of the wall clock, or of this process on the CPU ('cpu'), which other work on "
+            "the machine changes least; that one needs one thread and no accelerator.",
+            "choices": ["wall", "cpu"],
+        },
+    )
     output_file: str | None = field(default=None, metadata={"help": "Where to write the JSON, beside printing it."})
 
     def __post_init__(self):
@@ -50,10 +60,28 @@ class Timing:
                 raise ValueError(f"--{name} must be at least {minimum}, got {value}.")
 
     def prepare(self) -> torch.device:
-        """Pins the threads; returns the device."""
+        """
+        Pins the threads; returns the device.
+
+        Raises:
+            ValueError: if there is no such device, or the clock does not see all that is done.
+        """
         if self.num_threads is not None:
             torch.set_num_threads(self.num_threads)
-        return find_device(self.device)
+        device = find_device(self.device)
+        if self.clock == "cpu" and (device.type != "cpu" or torch.get_num_threads() > 1):
+            raise ValueError(
+                f"--clock cpu needs one thread and the CPU, got {torch.get_num_threads()} on {device.type!r}: the sum "
+                "over threads is not how long something takes. Add --num_threads 1 --device cpu, or use --clock wall."
+            )
+        return device
+
+    def facts(self) -> dict[str, Any]:
+        """What of it belongs to the results."""
+        return {"clock": self.clock, "rounds": self.rounds}
+
+    def seconds(self) -> float:
+        return time.process_time() if self.clock == "cpu" else time.perf_counter()
 
 
 @dataclass
@@ -95,24 +123,20 @@ def synchronize(device: torch.device) -> None:
 
 
 def time_in_turns(
-    contestants: Mapping[str, Callable[[Any], Any]],
-    items: Sequence[Any],
-    rounds: int,
-    warmup: int,
-    device: torch.device,
+    contestants: Mapping[str, Callable[[Any], Any]], items: Sequence[Any], timing: Timing, device: torch.device
 ) -> dict[str, list[list[float]]]:
     """Seconds of every call with every item, such as a batch: for each contestant, one list a round."""
     times: dict[str, list[list[float]]] = {name: [] for name in contestants}
-    for position in range(warmup + rounds):
+    for position in range(timing.warmup_rounds + timing.rounds):
         for name, run in contestants.items():
             calls = []
             for item in items:
                 synchronize(device)
-                start = time.perf_counter()
+                start = timing.seconds()
                 run(item)
                 synchronize(device)
-                calls.append(time.perf_counter() - start)
-            if position >= warmup:
+                calls.append(timing.seconds() - start)
+            if position >= timing.warmup_rounds:
                 times[name].append(calls)
     return times
 
@@ -122,10 +146,27 @@ def totals(rounds: Sequence[Sequence[float]]) -> list[float]:
     return [sum(calls) for calls in rounds]
 
 
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median and range of a number that every round has."""
+    return {"median": statistics.median(values), "lowest": min(values), "highest": max(values)}
+
+
 def compare(values: Sequence[float], references: Sequence[float]) -> dict[str, float]:
     """The ratio of two contestants, round by round, which what else the machine does moves least."""
-    ratios = [own / reference for own, reference in zip(values, references, strict=True)]
-    return {"median": statistics.median(ratios), "lowest_round": min(ratios), "highest_round": max(ratios)}
+    return spread([own / reference for own, reference in zip(values, references, strict=True)])
+
+
+def make_step(trainer: Trainer) -> Callable[[dict], None]:
+    """One optimizer step after another on the batch that it is given, of a trainer that has made its optimizer."""
+    trainer.current_gradient_accumulation_steps = 1  # what `train` sets
+
+    def step(batch: dict) -> None:
+        trainer.training_step(trainer.model, dict(batch), num_items_in_batch=(batch["labels"] != -100).sum())
+        trainer.optimizer.step()
+        trainer.optimizer.zero_grad()
+        trainer.state.global_step += 1
+
+    return step
 
 
 def make_batches(
