@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import BertForMaskedLM, PreTrainedModel, Trainer, TrainingArguments
+from transformers import BertForMaskedLM, PreTrainedModel, Trainer
 from transformers.utils import logging
 
 
@@ -39,7 +39,9 @@ from benchmark_utils import (  # noqa: E402
     Timing,
     compare,
     machine_facts,
+    make_masked_batch,
     make_step,
+    make_trainer,
     report,
     spread,
     time_in_turns,
@@ -47,7 +49,7 @@ from benchmark_utils import (  # noqa: E402
 )
 from example_utils import parse_arguments, run_script, show_progress_messages  # noqa: E402
 from modeling_mos import Architecture, MosForMaskedLM  # noqa: E402
-from trainers import SupernetTrainer, SupernetTrainingArguments  # noqa: E402
+from trainers import SupernetTrainer  # noqa: E402
 
 
 logger = logging.get_logger(__name__)
@@ -91,15 +93,6 @@ def parse_shape(text: str) -> tuple[int, int]:
     return int(sizes[0]), int(sizes[1])
 
 
-def make_masked_batch(shape: tuple[int, int], vocab_size: int, device: torch.device) -> dict[str, torch.Tensor]:
-    """Random tokens, of which 15% are to be predicted; no padding."""
-    ids = torch.randint(1, vocab_size, shape)
-    labels = ids.masked_fill(torch.rand(shape) >= 0.15, -100)
-    labels[0, 0] = ids[0, 0]  # there is something to predict
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
-    return {name: values.to(device) for name, values in batch.items()}
-
-
 # ---- counted FLOPs --------------------------------------------------------------------------------------------------
 
 
@@ -128,17 +121,6 @@ def count_plain_step(sizes: ModelSizes, shape: tuple[int, int]) -> int:
 
 
 # ---- parts ----------------------------------------------------------------------------------------------------------
-
-
-def make_trainer(model: PreTrainedModel, output_dir: str, device: torch.device) -> Trainer:
-    """A trainer that is ready for single steps, with the default optimizer; data are none of its business."""
-    supernet = isinstance(model, MosForMaskedLM)
-    arguments = (SupernetTrainingArguments if supernet else TrainingArguments)(
-        output_dir, report_to="none", use_cpu=device.type == "cpu", learning_rate=1e-5
-    )
-    trainer = (SupernetTrainer if supernet else Trainer)(model=model, args=arguments)
-    trainer.create_optimizer()
-    return trainer
 
 
 def make_switch(trainer: SupernetTrainer) -> Callable[[dict], None]:

@@ -14,9 +14,11 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import BertConfig, Trainer
+from transformers import BertConfig, PreTrainedModel, Trainer, TrainingArguments
 
 from example_utils import write_text_atomically
+from modeling_mos import MosPreTrainedModel
+from trainers import SupernetTrainer, SupernetTrainingArguments
 
 
 __all__ = [
@@ -26,7 +28,9 @@ __all__ = [
     "find_device",
     "machine_facts",
     "make_batches",
+    "make_masked_batch",
     "make_step",
+    "make_trainer",
     "report",
     "spread",
     "synchronize",
@@ -97,15 +101,8 @@ class ModelSizes:
 
     def config(self, **overrides: Any) -> BertConfig:
         """The backbone's configuration. Dropout is the published recipe's: in attention only."""
-        return BertConfig(
-            vocab_size=self.vocab_size,
-            hidden_size=self.hidden_size,
-            num_hidden_layers=self.num_hidden_layers,
-            num_attention_heads=self.num_attention_heads,
-            intermediate_size=self.intermediate_size,
-            hidden_dropout_prob=0.0,
-            **overrides,
-        )
+        sizes = {name: value for name, value in vars(self).items() if name != "seed"}
+        return BertConfig(**{**sizes, "hidden_dropout_prob": 0.0, **overrides})
 
 
 def find_device(name: str | None) -> torch.device:
@@ -154,6 +151,26 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 def compare(values: Sequence[float], references: Sequence[float]) -> dict[str, float]:
     """The ratio of two contestants, round by round, which what else the machine does moves least."""
     return spread([own / reference for own, reference in zip(values, references, strict=True)])
+
+
+def make_masked_batch(shape: tuple[int, int], vocab_size: int, device: torch.device) -> dict[str, torch.Tensor]:
+    """Random tokens, of which 15% are to be predicted; no padding."""
+    ids = torch.randint(1, vocab_size, shape)
+    labels = ids.masked_fill(torch.rand(shape) >= 0.15, -100)
+    labels[0, 0] = ids[0, 0]  # there is something to predict
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+    return {name: values.to(device) for name, values in batch.items()}
+
+
+def make_trainer(model: PreTrainedModel, output_dir: str, device: torch.device, **options: Any) -> Trainer:
+    """A trainer that is ready for single steps with the default optimizer; data are none of its business."""
+    supernet = isinstance(model, MosPreTrainedModel)
+    arguments = (SupernetTrainingArguments if supernet else TrainingArguments)(
+        output_dir, report_to="none", use_cpu=device.type == "cpu", learning_rate=1e-6, **options
+    )
+    trainer = (SupernetTrainer if supernet else Trainer)(model=model, args=arguments)
+    trainer.create_optimizer()
+    return trainer
 
 
 def make_step(trainer: Trainer) -> Callable[[dict], None]:
