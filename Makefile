@@ -19,7 +19,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test quality style clean
+.PHONY: help install quickstart test benchmark quality style clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -44,6 +44,18 @@ quickstart: $(STAMP)  ## run the whole story on data that it makes itself (examp
 test: export HF_HUB_OFFLINE = 1
 test: $(STAMP)  ## run the tests that are not marked slow, a file at a time on each core
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+# Two threads, so that BERT-base sizes take minutes on two cores; passive, since spinning threads slow each other down.
+BENCHMARK_THREADS ?= 2
+BENCHMARK_DIR ?= benchmarks
+benchmark: export OMP_NUM_THREADS = $(BENCHMARK_THREADS)
+benchmark: export OMP_WAIT_POLICY = PASSIVE
+benchmark: $(STAMP)  ## measure speed at BERT-base sizes, in turns with plain Transformers; results in benchmarks/
+	$(BIN)/python examples/benchmarks/benchmark_startup.py --output_file $(BENCHMARK_DIR)/startup.json
+	$(BIN)/python examples/benchmarks/benchmark_growth.py --output_file $(BENCHMARK_DIR)/growth.json \
+		--plot $(BENCHMARK_DIR)/growth.png
+	$(BIN)/python examples/benchmarks/benchmark_routing.py --output_file $(BENCHMARK_DIR)/routing.json
+	$(BIN)/python examples/benchmarks/benchmark_mos.py --output_file $(BENCHMARK_DIR)/mos.json
 
 quality: $(STAMP)  ## check lint and format
 	$(BIN)/python -m ruff check $(SOURCES)

@@ -51,25 +51,61 @@ class MosBottleneck(ElasticLinear):
     """A square linear layer between the D-wide stream and a layer's own width; starts as the identity."""
 
 
-def mix_experts(experts: torch.Tensor, probabilities: torch.Tensor) -> torch.Tensor:
+class MixExperts(torch.autograd.Function):
     """
-    The convex combination of expert weights (paper equations 3 and 4).
+    [`mix_experts`] of two or more, with a gradient of its own: autograd's would fill a tensor of zeros as large as all
+    experts for every slice and every expert that is taken, and was half of what routing added to a training step.
+    """
+
+    @staticmethod
+    def forward(ctx, experts: torch.Tensor, probabilities: torch.Tensor, *sizes: int) -> torch.Tensor:
+        ctx.save_for_backward(experts, probabilities)
+        ctx.taken = (slice(None), *map(slice, sizes))
+        taken = experts[ctx.taken]
+        weights = _by_expert(probabilities, taken)
+        if len(taken) == 2:
+            return torch.lerp(taken[0], taken[1], weights[1])  # one pass over both
+        mixed = taken[0] * weights[0]
+        for expert, weight in zip(taken[1:], weights[1:], strict=True):
+            mixed.addcmul_(expert, weight)
+        return mixed
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor):
+        experts, probabilities = ctx.saved_tensors
+        taken = experts[ctx.taken]
+        whole = taken.shape == experts.shape
+        # Of a slice, what lies outside has no gradient; of the whole, every entry is about to be written.
+        of_experts = torch.empty_like(experts) if whole else torch.zeros_like(experts)
+        torch.mul(gradient, _by_expert(probabilities, taken), out=of_experts[ctx.taken])
+        rows = len(gradient)
+        # As a matrix product, the scalar products of rows need no temporary as large as the experts.
+        of_probabilities = torch.einsum("rc,erc->re", gradient.reshape(rows, -1), taken.reshape(len(taken), rows, -1))
+        of_probabilities = of_probabilities.sum_to_size(probabilities.shape)
+        return of_experts, of_probabilities, *[None] * (len(ctx.taken) - 1)
+
+
+def _by_expert(probabilities: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
+    """`(rows or 1, num_experts)` as `(num_experts, rows or 1, 1, ...)`, which multiplies stacked experts."""
+    return probabilities.t().reshape(len(experts), -1, *[1] * (experts.dim() - 2))
+
+
+def mix_experts(experts: torch.Tensor, probabilities: torch.Tensor | None, *sizes: int) -> torch.Tensor:
+    """
+    The convex combination of the leading parts of expert weights (paper equations 3 and 4): slice first, then combine.
 
     Args:
-        experts (`torch.Tensor` of shape `(num_experts, rows, ...)`): Weights or biases, already sliced.
+        experts (`torch.Tensor` of shape `(num_experts, ...)`): Weights or biases.
         probabilities (`torch.Tensor` of shape `(rows or 1, num_experts)`): Mixing weights of each output neuron, or of
-            the whole layer.
+            the whole layer; a single expert needs none.
+        sizes (`int`): How much of each further dimension to take, rows first.
 
     Returns:
-        `torch.Tensor` of shape `(rows, ...)`.
+        `torch.Tensor` of shape `sizes`.
     """
-    num_experts = experts.shape[0]
-    if num_experts == 1:
-        return experts[0]
-    weights = probabilities.to(experts.dtype).t().reshape(num_experts, -1, *[1] * (experts.dim() - 2))
-    if num_experts == 2:
-        return torch.lerp(experts[0], experts[1], weights[1])
-    return sum(experts[index] * weights[index] for index in range(num_experts))
+    if len(experts) == 1:
+        return experts.squeeze(0)[tuple(map(slice, sizes))]
+    return MixExperts.apply(experts, probabilities.to(experts.dtype), *sizes)
 
 
 def start_experts(mean: torch.Tensor, num_experts: int, how: str, delta_scale: float, std: float) -> torch.Tensor:
@@ -208,10 +244,10 @@ class MosFeedForward(nn.Module):
             experts = slice(chosen, chosen + 1)
         first, second = self.probabilities(encoding, architecture)
         return (
-            mix_experts(self.input_weight[experts, :intermediate, :width], first),
-            mix_experts(self.input_bias[experts, :intermediate], first),
-            mix_experts(self.output_weight[experts, :width, :intermediate], second),
-            mix_experts(self.output_bias[experts, :width], second),
+            mix_experts(self.input_weight[experts], first, intermediate, width),
+            mix_experts(self.input_bias[experts], first, intermediate),
+            mix_experts(self.output_weight[experts], second, width, intermediate),
+            mix_experts(self.output_bias[experts], second, width),
         )
 
     def forward(self, hidden: torch.Tensor, encoding: torch.Tensor | None, architecture: Architecture) -> torch.Tensor:

@@ -8,6 +8,7 @@ import statistics
 import pytest
 import torch
 
+import benchmark_utils
 from modeling_sharcs import SharcsForSequenceClassification
 from script_utils import NARROW, make_tokenizer, save_backbone, to_flags
 from synthetic_data import generate_classification
@@ -57,12 +58,12 @@ def asked(script, monkeypatch):
     calls, clock = [], iter(range(1, 10_000_000))
     original = script.time_in_turns
 
-    def spy(contestants, batches, rounds, warmup, device):
+    def spy(contestants, batches, timing, device):
         calls.append([tuple(batch["input_ids"].shape) for batch in batches])
-        return original(contestants, batches, rounds, warmup, device)
+        return original(contestants, batches, timing, device)
 
     monkeypatch.setattr(script, "time_in_turns", spy)
-    monkeypatch.setattr(script.time, "perf_counter", lambda: next(clock) ** 1.01)
+    monkeypatch.setattr(benchmark_utils.time, "perf_counter", lambda: next(clock) ** 1.01)
     return calls
 
 
@@ -124,12 +125,13 @@ def test_ratios_are_those_of_the_times(script):
     assert found["widest"]["median_ms"] == pytest.approx(250) and found["widest"]["speedup"] == 1
 
 
-def test_turns(script):
+def test_turns():
     said = []
     contestants = {name: lambda batch, name=name: said.append((name, batch)) for name in ("a", "b")}
-    times = script.time_in_turns(contestants, [1, 2], rounds=3, warmup=2, device=torch.device("cpu"))
-    assert said == [("a", 1), ("a", 2), ("b", 1), ("b", 2)] * 5
-    assert {name: [len(calls) for calls in rounds] for name, rounds in times.items()} == {"a": [2] * 3, "b": [2] * 3}
+    timing = benchmark_utils.Timing(rounds=5, warmup_rounds=2)
+    times = benchmark_utils.time_in_turns(contestants, [1, 2], timing, torch.device("cpu"))
+    assert said == [("a", 1), ("a", 2), ("b", 1), ("b", 2)] * 7
+    assert {name: [len(calls) for calls in rounds] for name, rounds in times.items()} == {"a": [2] * 5, "b": [2] * 5}
 
 
 def test_real_text_and_the_calibration_that_is_stored(script, run, models, asked, tmp_path, caplog):

@@ -369,13 +369,26 @@ def test_bottlenecks_are_crossed_in_the_cheaper_order(tokens):
 
 @pytest.mark.parametrize("num_experts", [1, 2, 3, 4])
 @pytest.mark.parametrize("per_neuron", [True, False])
-def test_mix_experts(num_experts, per_neuron):
-    torch.manual_seed(0)
-    weights, biases = torch.randn(num_experts, 7, 5), torch.randn(num_experts, 7)
-    shares = torch.randn(7 if per_neuron else 1, num_experts).softmax(dim=-1)
-    spread = shares.expand(7, -1)
-    assert_close(mix_experts(weights, shares), torch.einsum("ne,enc->nc", spread, weights))
-    assert_close(mix_experts(biases, shares), torch.einsum("ne,en->n", spread, biases))
+@pytest.mark.parametrize("sizes", [(7, 5), (4, 5), (4, 2), (7,), (4,)])
+def test_mix_experts_and_their_gradients(num_experts, per_neuron, sizes):
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.double).requires_grad_()
+
+    experts, logits = draw(num_experts, *(7, 5)[: len(sizes)]), draw(sizes[0] if per_neuron else 1, num_experts)
+
+    def gradients(mixed: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        weights = torch.arange(mixed.numel(), dtype=torch.double).view(mixed.shape)
+        return torch.autograd.grad((mixed * weights).sum(), (experts, logits), materialize_grads=True)
+
+    mixed = mix_experts(experts, logits.softmax(dim=-1), *sizes)
+    taken = experts[(slice(None), *map(slice, sizes))]
+    spread = logits.softmax(dim=-1).expand(sizes[0], -1)
+    expected = torch.einsum("ne,en...->n...", spread, taken)
+    assert_close(mixed, expected)
+    for own, other in zip(gradients(mixed), gradients(expected), strict=True):
+        assert_close(own, other)
 
 
 @pytest.mark.parametrize("num_experts", [2, 3, 4])

@@ -12,11 +12,8 @@ are medians over rounds of the ratio within a round. Without a text file, rows a
 the budgets are shares of what those rows cost.
 """
 
-import json
 import random
-import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,9 +25,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from transformers.utils import logging
 
 
-# The helpers are one folder up; example scripts are run from anywhere and are not installed.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from example_utils import parse_arguments, run_script, show_progress_messages, write_text_atomically  # noqa: E402
+# Helpers are beside this file and one folder up; example scripts are run from anywhere and are not installed.
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
+from benchmark_utils import Timing, compare, machine_facts, make_batches, report, time_in_turns, totals  # noqa: E402
+from example_utils import parse_arguments, run_script, show_progress_messages  # noqa: E402
 from modeling_sharcs import SharcsPreTrainedModel  # noqa: E402
 from modeling_sharcs.calibration import record, share_of_full  # noqa: E402
 from modeling_sharcs.modeling_sharcs import choose_widths  # noqa: E402
@@ -58,40 +56,19 @@ class BenchmarkArguments:
         metadata={"help": "Shares of full FLOPs that the router is set to; those out of reach are left out."},
     )
     rows: int = field(default=256, metadata={"help": "Rows to time on; each batch size cuts them its own way."})
-    rounds: int = field(default=10, metadata={"help": "Rounds that count, at least 5."})
-    warmup_rounds: int = field(default=2, metadata={"help": "Rounds before that."})
     dtype: str = field(
         default="float32",
         metadata={"help": "Type of the weights and the computation.", "choices": ["float32", "bfloat16", "float16"]},
     )
-    device: str | None = field(default=None, metadata={"help": "Where to run; an accelerator if there is one."})
-    num_threads: int | None = field(default=None, metadata={"help": "Threads of the CPU; torch's own if not given."})
-    output_file: str | None = field(default=None, metadata={"help": "Where to write the JSON, beside printing it."})
     seed: int = field(default=0, metadata={"help": "Seed of random rows."})
 
     def __post_init__(self):
-        for name, minimum in (
-            ("rounds", 5),
-            ("warmup_rounds", 0),
-            ("rows", 1),
-            ("mean_length", 3),
-            ("max_length", 4),
-            ("num_threads", 1),
-        ):
+        for name, minimum in (("rows", 1), ("mean_length", 3), ("max_length", 4)):
             value = getattr(self, name)
-            if value is not None and value < minimum:
+            if value < minimum:
                 raise ValueError(f"--{name} must be at least {minimum}, got {value}.")
         if min(self.batch_sizes) < 1:
             raise ValueError(f"--batch_sizes must be positive, got {self.batch_sizes}.")
-
-
-def find_device(name: str | None) -> torch.device:
-    if name is None:
-        return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    try:
-        return torch.zeros((), device=name).device
-    except (RuntimeError, AssertionError) as error:  # no such name, or none of that kind in this build or machine
-        raise ValueError(f"There is no device {name!r}: {str(error).splitlines()[0]}") from error
 
 
 def check_sizes(arguments: BenchmarkArguments, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -127,70 +104,29 @@ def make_rows(arguments: BenchmarkArguments, tokenizer: PreTrainedTokenizerBase)
     return [[generator.randrange(start, vocab_size) for _ in range(length)] for length in lengths]
 
 
-def make_batches(rows: Sequence[Sequence[int]], size: int, length: int | None, padding: int, device) -> list[dict]:
-    """Batches of `size` rows, padded to `length`, or each to its longest row."""
-    batches = []
-    for start in range(0, len(rows), size):
-        part = rows[start : start + size]
-        tokens = length or max(map(len, part))
-        ids = torch.full((len(part), tokens), padding)
-        for index, row in enumerate(part):
-            ids[index, : len(row)] = torch.tensor(row)
-        mask = torch.arange(tokens) < torch.tensor([len(row) for row in part])[:, None]
-        batches.append({"input_ids": ids.to(device), "attention_mask": mask.long().to(device)})
-    return batches
-
-
-def time_in_turns(
-    contestants: dict[str, Callable[[dict], Any]], batches: Sequence[dict], rounds: int, warmup: int, device
-) -> dict[str, list[list[float]]]:
-    """Seconds of every call: for each contestant, one list a round."""
-    times: dict[str, list[list[float]]] = {name: [] for name in contestants}
-    for position in range(warmup + rounds):
-        for name, run in contestants.items():
-            calls = []
-            for batch in batches:
-                synchronize(device)
-                start = time.perf_counter()
-                run(batch)
-                synchronize(device)
-                calls.append(time.perf_counter() - start)
-            if position >= warmup:
-                times[name].append(calls)
-    return times
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-
-
 def summarize(times: dict[str, list[list[float]]], reference: str) -> dict[str, dict[str, float]]:
     """Milliseconds a call (median and percentiles over all calls), and the speed-up over `reference`."""
-    totals = {name: [sum(calls) for calls in rounds] for name, rounds in times.items()}
     summary = {}
     for name, rounds in times.items():
         calls = torch.tensor([call for round_ in rounds for call in round_], dtype=torch.double) * 1e3
         percentiles = torch.quantile(calls, torch.tensor([0.5, 0.9, 0.99], dtype=torch.double)).tolist()
-        ratios = [full / own for full, own in zip(totals[reference], totals[name], strict=True)]
+        speedup = compare(totals(times[reference]), totals(rounds))
         summary[name] = {
             "median_ms": percentiles[0],
             "p90_ms": percentiles[1],
             "p99_ms": percentiles[2],
-            "speedup": statistics.median(ratios),
-            "speedup_lowest_round": min(ratios),
-            "speedup_highest_round": max(ratios),
+            "speedup": speedup["median"],
+            "speedup_lowest_round": speedup["lowest"],
+            "speedup_highest_round": speedup["highest"],
         }
     return summary
 
 
 @torch.no_grad()
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    (options,) = parse_arguments(BenchmarkArguments, arguments, description=__doc__.split("\n")[1])
+    options, timing = parse_arguments((BenchmarkArguments, Timing), arguments, description=__doc__.split("\n")[1])
     show_progress_messages(logger)
-    if options.num_threads is not None:
-        torch.set_num_threads(options.num_threads)
-    device = find_device(options.device)
+    device = timing.prepare()
     dtype = getattr(torch, options.dtype)
     model = AutoModelForSequenceClassification.from_pretrained(options.model_name_or_path, dtype=dtype)
     if not isinstance(model, SharcsPreTrainedModel):
@@ -226,13 +162,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     reference = next(iter(contestants))
     results: dict[str, Any] = {
         "model": options.model_name_or_path,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        **machine_facts(device),
+        **timing.facts(),
         "dtype": options.dtype,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
         "rows": len(rows),
         "mean_length": sum(map(len, rows)) / len(rows),
-        "rounds": options.rounds,
         "reference": reference,
         "flops_share": shares,
         "budgets_out_of_reach": [budget for budget, price in prices.items() if price is None],
@@ -242,13 +176,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         found = {}
         for name, length in (("trimmed", None), ("padded", options.max_length)):
             batches = make_batches(rows, size, length, padding, device)
-            times = time_in_turns(contestants, batches, options.rounds, options.warmup_rounds, device)
+            times = time_in_turns(contestants, batches, timing, device)
             found[name] = summarize(times, reference)
         results["batch_sizes"][str(size)] = found
-    text = json.dumps(results, indent=2) + "\n"
-    if options.output_file is not None:
-        write_text_atomically(options.output_file, text)
-    print(text, end="")
+    report(results, timing.output_file)
     return results
 
 

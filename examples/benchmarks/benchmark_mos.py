@@ -1,0 +1,256 @@
+#!/usr/bin/env python
+# Copyright 2026 The elastic-encoders authors.
+# Licensed under the Apache License, Version 2.0; see the LICENSE file.
+"""
+What routing of experts, and being a supernet at all, cost; what an extracted subnet saves.
+
+    python benchmark_mos.py --num_threads 1 --output_file mos.json
+    python benchmark_mos.py --hidden_size 192 --num_hidden_layers 4 --num_attention_heads 4 --intermediate_size 768 \\
+        --vocab_size 4000 --step_shapes 4x64 --inference_batch_sizes 1 8
+
+All contestants take turns in every round; a ratio is the median over rounds of the ratio within a round.
+
+    --parts training    A step of SupernetTrainer with its optimizer (the largest, the smallest, one random
+                        architecture) for each routing against none, and its FLOP/s (counted, useful ones only) against
+                        those of a step of transformers' Trainer with a stock BertForMaskedLM. Choosing the
+                        architectures and all that a change of them needs, against the step.
+    --parts inference   An extracted subnet against the supernet sliced at its architecture, and against the same
+                        subnet with its bottlenecks not merged. Its extraction against a forward pass of it.
+"""
+
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import BertForMaskedLM, PreTrainedModel, Trainer
+from transformers.utils import logging
+
+
+# Helpers are beside this file and one folder up; example scripts are run from anywhere and are not installed.
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
+from benchmark_utils import (  # noqa: E402
+    ModelSizes,
+    Timing,
+    compare,
+    machine_facts,
+    make_masked_batch,
+    make_step,
+    make_trainer,
+    report,
+    spread,
+    time_in_turns,
+    totals,
+)
+from example_utils import parse_arguments, run_script, show_progress_messages  # noqa: E402
+from modeling_mos import Architecture, MosForMaskedLM  # noqa: E402
+from trainers import SupernetTrainer  # noqa: E402
+
+
+logger = logging.get_logger(__name__)
+
+PARTS = ("training", "inference")
+# A training step is three forward passes' worth: the pass itself and the gradients of inputs and of weights.
+FORWARD_PASSES_A_STEP = 3
+
+
+@dataclass
+class MosBenchmarkArguments:
+    """What to measure, and on what shapes."""
+
+    parts: list[str] = field(default_factory=lambda: list(PARTS), metadata={"help": f"Any of {', '.join(PARTS)}."})
+    routings: list[str] = field(
+        default_factory=lambda: ["layer", "neuron"], metadata={"help": "Routings to compare with 'none'."}
+    )
+    num_experts: int = field(default=2, metadata={"help": "Experts a layer where there is routing."})
+    search_space: str = field(default="bottleneck", metadata={"help": "Preset of the search space."})
+    step_shapes: list[str] = field(
+        default_factory=lambda: ["4x128", "16x128"], metadata={"help": "Sequences x tokens of training steps."}
+    )
+    inference_batch_sizes: list[int] = field(
+        default_factory=lambda: [1, 32], metadata={"help": "Sequences a call of subnets."}
+    )
+    sequence_length: int = field(default=128, metadata={"help": "Tokens of a sequence of subnets."})
+
+    def __post_init__(self):
+        unknown = sorted(set(self.parts) - set(PARTS))
+        if unknown:
+            raise ValueError(f"--parts takes any of {', '.join(PARTS)}, got {unknown[0]!r}.")
+        for shape in self.step_shapes:
+            parse_shape(shape)
+
+
+def parse_shape(text: str) -> tuple[int, int]:
+    """`"4x128"` as (sequences, tokens)."""
+    sizes = text.split("x")
+    if len(sizes) != 2 or not all(size.isdigit() and int(size) > 0 for size in sizes):
+        raise ValueError(f"--step_shapes takes SEQUENCESxTOKENS, such as 4x128, got {text!r}.")
+    return int(sizes[0]), int(sizes[1])
+
+
+# ---- counted FLOPs --------------------------------------------------------------------------------------------------
+
+
+def count_supernet_step(
+    supernet: MosForMaskedLM, architectures: Iterable[Architecture], labels: torch.Tensor
+) -> float:
+    """Useful FLOPs of a step: what the extracted subnets need, with vocabulary scores of labelled tokens only."""
+    sequences, tokens = labels.shape
+    share = float((labels != -100).float().mean())
+    forward = 0.0
+    for architecture in architectures:
+        encoder = supernet.base_model.count_flops(architecture, tokens)
+        head = supernet.count_flops(architecture, tokens) - encoder
+        forward += sequences * (encoder + share * head)
+    return FORWARD_PASSES_A_STEP * forward
+
+
+def count_plain_step(sizes: ModelSizes, shape: tuple[int, int]) -> int:
+    """FLOPs of a step of the stock model, counted by torch on tensors without data."""
+    with torch.device("meta"):
+        model = BertForMaskedLM(sizes.config(attn_implementation="eager"))
+        ids = torch.zeros(shape, dtype=torch.long)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(input_ids=ids)
+    return FORWARD_PASSES_A_STEP * counter.get_total_flops()
+
+
+# ---- parts ----------------------------------------------------------------------------------------------------------
+
+
+def make_switch(trainer: SupernetTrainer) -> Callable[[dict], None]:
+    """What a step does for its architectures beside running them: draws, checks, counts and encodes them."""
+
+    def switch(batch: dict) -> None:
+        for architecture in trainer.architectures_of_step(trainer.state.global_step).values():
+            trainer.search_space.validate(architecture)
+            trainer.model.base_model.encode(architecture)
+        trainer.floating_point_ops(batch)
+
+    return switch
+
+
+def benchmark_training(
+    trainers: dict[str, Trainer], shape: tuple[int, int], timing: Timing, sizes: ModelSizes, device: torch.device
+) -> dict[str, Any]:
+    """Steps of all trainers: `"plain"`, the stock model, `"none"`, and the other routings."""
+    batch = make_masked_batch(shape, sizes.vocab_size, device)
+    for trainer in trainers.values():
+        trainer.state.global_step = 0  # the same random architectures for all
+    contestants = {name: make_step(trainer) for name, trainer in trainers.items()}
+    *_, last = trainers
+    contestants["switching"] = make_switch(trainers[last])
+    times = time_in_turns(contestants, [batch], timing, device)
+    seconds = {name: totals(rounds) for name, rounds in times.items()}
+    plain_flops = count_plain_step(sizes, shape)
+    plain_rates = [plain_flops / taken for taken in seconds["plain"]]
+    results = {"plain": {"seconds": spread(seconds["plain"]), "flops_per_second": spread(plain_rates)}}
+    for name, trainer in trainers.items():
+        if name == "plain":
+            continue
+        rates = []
+        for step, taken in enumerate(seconds[name], start=timing.warmup_rounds):
+            architectures = trainer.architectures_of_step(step).values()
+            rates.append(count_supernet_step(trainer.model, architectures, batch["labels"]) / taken)
+        results[name] = {
+            "seconds": spread(seconds[name]),
+            "flops_per_second": spread(rates),
+            "time_over_none": compare(seconds[name], seconds["none"]),
+            "flop_rate_over_plain": compare(rates, plain_rates),
+        }
+    results["switching"] = {
+        "seconds": spread(seconds["switching"]),
+        "share_of_step": compare(seconds["switching"], seconds[last]),
+    }
+    return results
+
+
+@torch.no_grad()
+def unmerge_bottlenecks(subnet: PreTrainedModel, supernet: PreTrainedModel, architecture: Architecture) -> None:
+    """Gives an extracted encoder the supernet's two bottlenecks between layers again, instead of their product."""
+    sizes = architecture.hidden_sizes
+    for index in range(1, len(sizes)):
+        before, after = supernet.layers[index - 1].output_bottleneck, supernet.layers[index].input_bottleneck
+        leave = nn.Linear(sizes[index - 1], before.out_features, dtype=subnet.dtype, device=subnet.device)
+        enter = nn.Linear(after.in_features, sizes[index], dtype=subnet.dtype, device=subnet.device)
+        leave.weight.copy_(before.weight[:, : sizes[index - 1]])
+        leave.bias.copy_(before.bias)
+        enter.weight.copy_(after.weight[: sizes[index]])
+        enter.bias.copy_(after.bias[: sizes[index]])
+        subnet.layers[index].projection = nn.Sequential(leave, enter)
+
+
+@torch.no_grad()
+def benchmark_inference(
+    supernet: PreTrainedModel, architecture: Architecture, shape: tuple[int, int], timing: Timing
+) -> dict[str, Any]:
+    """Forward passes of one subnet in three forms, and its extraction; encoders without a head."""
+    subnet, unmerged = (supernet.extract_subnet(architecture) for _ in range(2))
+    unmerge_bottlenecks(unmerged, supernet, architecture)
+    ids = torch.randint(1, supernet.config.vocab_size, shape, device=supernet.device)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    contestants = {
+        "subnet": lambda batch: subnet(**batch),
+        "supernet": lambda batch: supernet(**batch, architecture=architecture),
+        "unmerged": lambda batch: unmerged(**batch),
+        "extraction": lambda batch: supernet.extract_subnet(architecture),
+    }
+    times = time_in_turns(contestants, [batch], timing, supernet.device)
+    seconds = {name: totals(rounds) for name, rounds in times.items()}
+    return {
+        "seconds": {name: spread(taken) for name, taken in seconds.items()},
+        "time_over_supernet": compare(seconds["subnet"], seconds["supernet"]),
+        "time_over_unmerged": compare(seconds["subnet"], seconds["unmerged"]),
+        "extraction_over_forward": compare(seconds["extraction"], seconds["subnet"]),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    options, sizes, timing = parse_arguments(
+        (MosBenchmarkArguments, ModelSizes, Timing), arguments, description=__doc__.split("\n")[1]
+    )
+    show_progress_messages(logger)
+    device = timing.prepare()
+    torch.manual_seed(sizes.seed)
+    backbone = BertForMaskedLM(sizes.config()).to(device)
+
+    def make_supernet(routing: str) -> MosForMaskedLM:
+        return MosForMaskedLM.from_backbone(
+            backbone,
+            routing=routing,
+            num_experts=1 if routing == "none" else options.num_experts,
+            search_space=options.search_space,
+            sparse_prediction=True,  # vocabulary scores of labelled tokens only, as run_mlm_mos.py trains
+        ).to(device)
+
+    results: dict[str, Any] = {**machine_facts(device), **timing.facts(), "sizes": vars(sizes)}
+    if "training" in options.parts:
+        results["training"] = {}
+        with tempfile.TemporaryDirectory() as folder:
+            trainers = {"plain": make_trainer(backbone, folder, device)}
+            for routing in ("none", *options.routings):
+                trainers[routing] = make_trainer(make_supernet(routing), folder, device)
+            for shape in options.step_shapes:
+                logger.info(f"Training steps of {shape} tokens.")
+                results["training"][shape] = benchmark_training(trainers, parse_shape(shape), timing, sizes, device)
+    if "inference" in options.parts:
+        results["inference"] = {}
+        supernet = make_supernet(options.routings[-1])
+        architecture = supernet.sample_architecture(seed=sizes.seed)
+        results["architecture"] = architecture.to_dict()
+        for batch_size in options.inference_batch_sizes:
+            logger.info(f"Subnets on {batch_size} sequences.")
+            results["inference"][str(batch_size)] = benchmark_inference(
+                supernet.base_model.eval(), architecture, (batch_size, options.sequence_length), timing
+            )
+    report(results, timing.output_file)
+    return results
+
+
+if __name__ == "__main__":
+    run_script(main)
