@@ -10,6 +10,7 @@ import math
 import os
 import shutil
 import string
+import subprocess
 import sys
 import unicodedata
 from argparse import Namespace
@@ -38,12 +39,14 @@ __all__ = [
     "expand_argument_file",
     "parse_arguments",
     "parse_given_arguments",
+    "parse_mapping",
     "parse_search_space",
     "pin_memory_for_accelerators",
     "publish",
     "read_lines",
     "require_new_folder",
     "run_script",
+    "run_step",
     "show_progress_messages",
     "start_positions_as_sinusoids",
     "to_flags",
@@ -51,6 +54,8 @@ __all__ = [
     "write_folder_atomically",
     "write_text_atomically",
 ]
+
+_logger = logging.getLogger(__name__)
 
 CONFIG_SUFFIXES = (".json", ".yaml", ".yml")
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -201,7 +206,8 @@ def pin_memory_for_accelerators(arguments: TrainingArguments) -> None:
 def show_progress_messages(logger: logging.Logger) -> None:
     """Shows what a script says about its progress, and of other packages warnings only."""
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
-    logger.setLevel(logging.INFO)
+    for own in (logger, _logger):
+        own.setLevel(logging.INFO)
 
 
 def run_script(main: Callable[[], object]) -> None:
@@ -212,6 +218,49 @@ def run_script(main: Callable[[], object]) -> None:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
     except StrictDataclassError as error:  # a configuration that says what it does not take, in its cause
         sys.exit(f"{Path(sys.argv[0]).name}: {error.__cause__ or error}")
+
+
+def run_step(script: Path, result: Path, leading: Sequence[str] = (), **options: Any) -> None:
+    """
+    Runs a script in a process of its own, unless `result`, the last file that it writes, is there. One that was
+    stopped is called again, and continues by itself. What it says goes to a log beside the folder of `result`.
+
+    Args:
+        script (`Path`): The script.
+        result (`Path`): A file in its output folder.
+        leading (sequence of `str`, *optional*): What stands before the options, such as an argument file.
+        options: Its options, as for [`to_flags`].
+
+    Raises:
+        ValueError: The script failed; the message holds the last line that it said.
+    """
+    if result.exists():
+        return
+    log = result.parent.with_name(f"{result.parent.name}.log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    _logger.info(f"{script.name} -> {result.parent} (what it says is in {log})")
+    with open(log, "a", encoding="utf-8") as stream:
+        command = [sys.executable, str(script), *map(str, leading), *to_flags(options)]
+        code = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, check=False).returncode
+    if code:
+        said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it said nothing"]
+        raise ValueError(f"{script.name} failed with {code}: {said[-1]} (see {log}).")
+
+
+def parse_mapping(name: str, text: str) -> dict[str, Any]:
+    """
+    An option whose value is a mapping from arguments to values, as JSON.
+
+    Raises:
+        ValueError: It is no JSON, or no mapping.
+    """
+    try:
+        mapping = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--{name} is not valid JSON: {text!r} ({error}).") from None
+    if not isinstance(mapping, dict):
+        raise ValueError(f"--{name} must be a mapping, as '{{\"learning_rate\": 3e-5}}', not {text!r}.")
+    return mapping
 
 
 def describe_dataset(arguments: Any) -> dict[str, str | None]:
@@ -286,10 +335,7 @@ def parse_search_space(text: str) -> str | dict[str, Any]:
     """A preset's name, or choices as JSON."""
     if not text.lstrip().startswith("{"):
         return text
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"--search_space is not valid JSON: {text!r} ({error}).") from error
+    return parse_mapping("search_space", text)
 
 
 def read_lines(path: Path) -> Iterator[str]:

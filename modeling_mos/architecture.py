@@ -133,6 +133,7 @@ class Architecture:
 
     @property
     def num_hidden_layers(self) -> int:
+        """Number of layers."""
         return len(self.hidden_sizes)
 
     @property
@@ -141,6 +142,7 @@ class Architecture:
         return tuple(zip(self.hidden_sizes, self.intermediate_sizes, self.num_attention_heads, strict=True))
 
     def to_dict(self) -> dict[str, list[int]]:
+        """Plain lists, for JSON; the inverse of `from_dict`."""
         return {
             "hidden_sizes": list(self.hidden_sizes),
             "intermediate_sizes": list(self.intermediate_sizes),
@@ -396,19 +398,23 @@ class SearchSpace:
 
     @property
     def num_architectures(self) -> int:
+        """How many different architectures the space holds."""
         per_layer = len(self.layer_choices)
         if self.bottleneck:
             return sum(per_layer**depth for depth in self.num_hidden_layers)
         return per_layer * len(self.num_hidden_layers)
 
     def to_dict(self) -> dict[str, Any]:
+        """The choices as plain lists and numbers, for JSON."""
         data = {key: getattr(self, key) for key in SPACE_KEYS}
         return {key: list(value) if isinstance(value, tuple) else value for key, value in data.items()}
 
     def largest(self) -> Architecture:
+        """The architecture of the largest choices: the backbone itself."""
         return self._extreme(max)
 
     def smallest(self) -> Architecture:
+        """The architecture of the smallest choices."""
         return self._extreme(min)
 
     def _extreme(self, pick: Callable) -> Architecture:

@@ -95,9 +95,11 @@ class MosConfig(MosBackboneConfig):
         super().__post_init__(**kwargs)
 
     def build_search_space(self) -> SearchSpace:
+        """The space that `search_space` describes."""
         return SearchSpace(**self.search_space)
 
     def validate_routing(self):
+        """Refuses options of routing and experts that contradict each other; called on construction."""
         if self.routing == "none" and self.num_experts != 1:
             raise ValueError(
                 f"routing='none' has one expert a layer, got num_experts={self.num_experts}; choose routing='layer' "
@@ -132,6 +134,7 @@ class MosConfig(MosBackboneConfig):
             )
 
     def validate_architectures(self):
+        """Refuses a default architecture or a front outside the space; called on construction."""
         space = self.build_search_space()
         if self.default_architecture is not None:
             space.validate(Architecture.from_dict(self.default_architecture))

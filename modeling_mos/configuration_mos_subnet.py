@@ -118,10 +118,12 @@ class MosSubnetConfig(MosBackboneConfig):
         super().__post_init__(**kwargs)
 
     def validate_layer_sizes(self):
+        """Refuses sizes that make no architecture; called on construction."""
         _ = self.architecture
 
     @property
     def architecture(self) -> Architecture:
+        """The sizes of all layers."""
         return Architecture(tuple(self.hidden_sizes), tuple(self.intermediate_sizes), tuple(self.num_attention_heads))
 
 

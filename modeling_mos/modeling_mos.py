@@ -335,6 +335,8 @@ def cross_bottlenecks(
 
 
 class MosPreTrainedModel(PreTrainedModel):
+    """What all supernets share: conversion, architectures and their costs, extraction of subnets."""
+
     config: MosConfig
     base_model_prefix = "mos"
     supports_gradient_checkpointing = True
@@ -452,6 +454,7 @@ class MosPreTrainedModel(PreTrainedModel):
 
     @property
     def default_architecture(self) -> Architecture:
+        """What a forward pass without `architecture` runs: the configuration's, else the largest."""
         if self.config.default_architecture is not None:
             return Architecture.from_dict(self.config.default_architecture)
         return self.search_space.largest()

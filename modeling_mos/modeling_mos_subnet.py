@@ -543,6 +543,8 @@ class MosSubnetLayer(GradientCheckpointingLayer):
 
 
 class MosSubnetPreTrainedModel(PreTrainedModel):
+    """What all subnets with bottlenecks share."""
+
     config: MosSubnetConfig
     base_model_prefix = "subnet"
     supports_gradient_checkpointing = True
@@ -552,6 +554,7 @@ class MosSubnetPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["MosSubnetLayer"]
 
     def count_parameters(self) -> int:
+        """Under the supernet's name for it; `num_parameters()`."""
         return self.num_parameters()
 
 

@@ -143,6 +143,7 @@ class _RowsObjective:
         return len(self.rows)
 
     def batches(self, model: PreTrainedModel, start: int, stop: int) -> Iterable[dict[str, torch.Tensor]]:
+        """The collated rows at the places `start` to `stop` of the random order, on the model's device."""
         for first in range(start, stop, self.batch_size):
             positions = self.order[first : min(first + self.batch_size, stop)]
             batch = self.collate([self.rows[position] for position in positions])
@@ -203,6 +204,7 @@ class MaskedLMObjective(_RowsObjective):
         return np.concatenate(found)
 
     def score(self, contributions: np.ndarray) -> float:
+        """Mean loss of a predicted token, in nats, from the summed losses and counts of some rows."""
         summed, counted = contributions.sum(axis=0)
         return float(summed / max(counted, 1))
 
@@ -244,6 +246,7 @@ class TaskObjective(_RowsObjective):
         return np.concatenate(found)
 
     def score(self, contributions: np.ndarray) -> float:
+        """The metric, from the logits and, in the last column, the labels of some rows."""
         return float(self.metric(contributions[:, :-1], contributions[:, -1]))
 
 

@@ -115,6 +115,7 @@ class SharcsConfig(PreTrainedConfig):
         return round(share * self.hidden_size), heads, round(share * self.intermediate_size)
 
     def validate_widths(self):
+        """Refuses widths that do not give whole heads and channels; called on construction."""
         heads = self.num_attention_heads
         if not self.width_multipliers:
             raise ValueError("width_multipliers is empty; give at least 1.0, the backbone itself.")
@@ -151,6 +152,7 @@ class SharcsConfig(PreTrainedConfig):
             )
 
     def validate_router(self):
+        """Refuses a router outside the network; called on construction."""
         if not 1 <= self.router_layer < self.num_hidden_layers:
             raise ValueError(
                 f"router_layer={self.router_layer} is outside the network of {self.num_hidden_layers} layers: use 1 "

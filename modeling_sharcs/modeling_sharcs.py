@@ -251,6 +251,8 @@ class SharcsEntry(nn.Module):
 
 
 class SharcsPreTrainedModel(PreTrainedModel):
+    """What all routed encoders share: conversion, widths and their costs, calibration and budgets."""
+
     config: SharcsConfig
     base_model_prefix = "sharcs"
     supports_gradient_checkpointing = True

@@ -146,6 +146,24 @@ def test_a_model_with_its_labels_in_another_order(compare, save, tmp_path):
     assert report["arms"]["more"]["score"] == 100 * (ROWS - 20 - 13) / ROWS
 
 
+def test_own_data(compare, save, tmp_path):
+    names = ["bad", "fair", "good"]
+    labels = np.arange(ROWS) % 3
+    answers = np.where(np.arange(ROWS) < 50, (labels + 1) % 3, labels)
+    save(tmp_path / "plain", labels, answers, names=names)
+    turned = np.array([2, 1, 0])
+    save(tmp_path / "turned", turned[labels], turned[answers], names=names[::-1])
+    report = compare(f"plain={tmp_path / 'plain'}", f"turned={tmp_path / 'turned'}", tasks=["accuracy"])
+    assert report["task_metrics"] == {"accuracy": "accuracy"}
+    assert report["arms"]["turned"]["score"] == report["arms"]["plain"]["score"] == 75
+    assert report["arms"]["turned"]["minus_baseline_interval"] == [0, 0]
+    numbers = np.random.default_rng(0).normal(size=ROWS)
+    save(tmp_path / "numbers", numbers, 2 * numbers + 1)
+    report = compare(f"plain={tmp_path / 'numbers'}", tasks=["regression"])
+    assert report["task_metrics"] == {"regression": "combined_score"}
+    assert report["arms"]["plain"]["score"] == pytest.approx(100)
+
+
 def test_without_matplotlib(compare, script, save, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(script, "is_matplotlib_available", lambda: False)
     save(tmp_path / "plain", LABELS, LABELS)
@@ -159,7 +177,7 @@ def test_messages(compare, script, save, tmp_path):
     save(tmp_path / "sharcs", LABELS, LABELS, prediction="budget_0.5")
     save(tmp_path / "turned", LABELS[::-1], LABELS)
     plain = f"plain={tmp_path / 'plain'}"
-    with pytest.raises(ValueError, match="'sst' is no GLUE task; the tasks are cola, sst2, "):
+    with pytest.raises(ValueError, match="'sst' is no GLUE task; the tasks are cola, sst2, .*; for own data"):
         compare(plain, tasks=["sst"])
     with pytest.raises(ValueError, match="--tasks names 'rte' twice"):
         compare(plain, tasks=["rte", "rte"])

@@ -1,6 +1,6 @@
 # Copyright 2026 The elastic-encoders authors.
 # Licensed under the Apache License, Version 2.0: http://www.apache.org/licenses/LICENSE-2.0
-"""Saved folders: what they hold, that they open without this package, pipelines, and compilation."""
+"""Saved folders: what they hold, that they open without this package, and compilation."""
 
 import ast
 import json
@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 import modeling_mos
 import modeling_sharcs
@@ -20,7 +19,6 @@ from testing_utils import (
     AUTO_CLASSES,
     HEADS,
     LAYOUTS,
-    SENTENCES,
     SHARCS_CLASSES,
     SPACES,
     assert_close,
@@ -29,7 +27,6 @@ from testing_utils import (
     no_complaints,
     tiny_sharcs,
     tiny_supernet,
-    tiny_tokenizer,
 )
 
 
@@ -265,53 +262,6 @@ def test_remote_code_opens_a_masked_lm_with_another_head(remote, kind, layout, h
     assert all(key.startswith(("classifier.", "qa_outputs.")) for key in answer["missing"]) and answer["missing"]
     assert all(key.startswith("lm_head.") for key in answer["unexpected"])
     assert all(output.isfinite().all() for output in answer["outputs"])
-
-
-# ---- pipelines ------------------------------------------------------------------------------------------------------
-
-
-def folder_with_tokenizer(head: str, kind: str, folder: Path, **overrides) -> Path:
-    tokenizer = tiny_tokenizer()
-    model = tiny_supernet(head, vocab_size=len(tokenizer), **overrides)
-    if kind != "supernet":
-        model = model.extract_subnet(some_architecture(model))
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-@pytest.mark.parametrize("kind", ["supernet", "subnet"])
-@pytest.mark.parametrize("batch_size", [1, 8])
-def test_fill_mask_pipeline(kind, batch_size, tmp_path):
-    folder = str(folder_with_tokenizer("masked-lm", kind, tmp_path))
-    texts = [re.sub(r"\bcat|fish|dog\b", "[MASK]", text, count=1) for text in SENTENCES]
-    fill = pipeline("fill-mask", model=folder, tokenizer=folder)
-    model, tokenizer = AutoModelForMaskedLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    for text, answers in zip(texts, fill(texts, batch_size=batch_size, top_k=3), strict=True):
-        inputs = tokenizer(text, return_tensors="pt")
-        with torch.no_grad():
-            logits = model(**inputs).logits[inputs["input_ids"] == tokenizer.mask_token_id][0]
-        best = logits.softmax(dim=-1).topk(3)
-        assert [answer["token"] for answer in answers] == best.indices.tolist()
-        assert_close(torch.tensor([answer["score"] for answer in answers]), best.values)
-
-
-@pytest.mark.parametrize("kind", ["supernet", "subnet"])
-@pytest.mark.parametrize("batch_size", [1, 8])
-def test_text_classification_pipeline(kind, batch_size, tmp_path):
-    labels = {0: "bad", 1: "fair", 2: "good"}
-    names = {"id2label": labels, "label2id": {name: index for index, name in labels.items()}}
-    folder = str(folder_with_tokenizer("sequence-classification", kind, tmp_path, **names))
-    classify = pipeline("text-classification", model=folder, tokenizer=folder)
-    model, tokenizer = (
-        AutoModelForSequenceClassification.from_pretrained(folder),
-        AutoTokenizer.from_pretrained(folder),
-    )
-    for text, answer in zip(SENTENCES, classify(SENTENCES, batch_size=batch_size), strict=True):
-        with torch.no_grad():
-            scores = model(**tokenizer(text, return_tensors="pt")).logits.softmax(dim=-1)[0]
-        assert answer["label"] == labels[int(scores.argmax())]
-        assert answer["score"] == pytest.approx(scores.max().item(), abs=1e-5)
 
 
 # ---- compilation ----------------------------------------------------------------------------------------------------

@@ -18,10 +18,7 @@ from transformers import (
     AlbertConfig,
     AlbertModel,
     AutoConfig,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
     BertConfig,
-    pipeline,
 )
 
 import modeling_sharcs
@@ -31,7 +28,6 @@ from modeling_sharcs.modeling_sharcs import choose_widths
 from testing_utils import (
     AUTO_CLASSES,
     LAYOUTS,
-    SENTENCES,
     SHARCS_CLASSES,
     TINY,
     assert_close,
@@ -43,7 +39,6 @@ from testing_utils import (
     splitting_price,
     tiny_sharcs,
     tiny_sharcs_config,
-    tiny_tokenizer,
 )
 
 
@@ -1254,36 +1249,6 @@ def test_a_compiled_model_routes():
         found, expected = compiled(**batch), model(**batch)
     assert found.width_indices.tolist() == expected.width_indices.tolist()
     assert_close(found.logits, expected.logits)
-
-
-# ---- pipeline -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("batch_size", [1, 8])
-def test_routed_text_classification_pipeline(batch_size, tmp_path):
-    tokenizer, folder = tiny_tokenizer(), str(tmp_path)
-    labels = {0: "bad", 1: "fair", 2: "good"}
-    names = {"id2label": labels, "label2id": {name: index for index, name in labels.items()}}
-    model = tiny_sharcs(vocab_size=len(tokenizer), **names)
-    together = tokenizer(SENTENCES, return_tensors="pt", padding=True)
-    balance_(model, together)
-    model.config.router_price = splitting_price(model, together)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    classify = pipeline("text-classification", model=folder, tokenizer=folder)
-    model, tokenizer = (
-        AutoModelForSequenceClassification.from_pretrained(folder),
-        AutoTokenizer.from_pretrained(folder),
-    )
-    taken = set()
-    for text, answer in zip(SENTENCES, classify(SENTENCES, batch_size=batch_size), strict=True):
-        with torch.no_grad():
-            outputs = model(**tokenizer(text, return_tensors="pt"))
-        taken.add(outputs.width_indices.item())
-        scores = outputs.logits.softmax(dim=-1)[0]
-        assert answer["label"] == labels[int(scores.argmax())]
-        assert answer["score"] == pytest.approx(scores.max().item(), abs=1e-5)
-    assert len(taken) > 1
 
 
 def test_a_stock_configuration_is_not_changed():

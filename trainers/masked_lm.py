@@ -73,6 +73,7 @@ class MaskedLanguageModelingDataset(Dataset):
     # Not called `set_epoch`: accelerate calls a method of that name each time a data loader starts again, also that of
     # an evaluation, whose masks must not change.
     def set_mask_epoch(self, epoch: int) -> None:
+        """Draws other masks from now on, the same for the same epoch; workers of data loaders see it too."""
         self.epoch.fill_(epoch)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:

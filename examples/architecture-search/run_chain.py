@@ -18,7 +18,6 @@ are in comparison.json, with paired intervals over seeds and rows, and in networ
 
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -36,7 +35,14 @@ sys.path[:0] = [str(EXAMPLES), str(GLUE)]
 
 from compare_glue_runs import main as compare_glue_runs  # noqa: E402
 
-from example_utils import parse_arguments, run_script, show_progress_messages, write_text_atomically  # noqa: E402
+from example_utils import (  # noqa: E402
+    parse_arguments,
+    parse_mapping,
+    run_script,
+    run_step,
+    show_progress_messages,
+    write_text_atomically,
+)
 from modeling_mos import Architecture, MosForMaskedLM  # noqa: E402
 
 
@@ -91,10 +97,7 @@ class ChainArguments:
         if not 0 < self.window <= self.size_share:
             raise ValueError(f"`window` must lie in (0, size_share={self.size_share}], got {self.window}.")
         for name in ("search", "finetuning"):
-            try:
-                setattr(self, name, json.loads(getattr(self, name)))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"--{name} is not valid JSON: {getattr(self, name)!r} ({error}).") from None
+            setattr(self, name, parse_mapping(name, getattr(self, name)))
         if self.num_random < 1 or not self.seeds or not self.tasks:
             raise ValueError("A chain has at least one random subnet, one seed and one task.")
 
@@ -108,23 +111,6 @@ class Chain:
         self.folder = self.root / f"seed_{seed}"
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    def call(self, script: Path, result: Path, *leading: str, **flags: Any) -> None:
-        """Runs a script, unless `result` is there; the script itself continues what it was stopped in."""
-        if result.exists():
-            return
-        command = [sys.executable, str(script), *leading]
-        for name, value in flags.items():
-            values = value if isinstance(value, (list, tuple)) else [value]
-            command += [f"--{name}", *(json.dumps(item) if isinstance(item, dict) else str(item) for item in values)]
-        log = result.parent.parent / f"{result.parent.name}.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        logger.info(f"{script.name} -> {result.parent} (what it says is in {log})")
-        with open(log, "a", encoding="utf-8") as stream:
-            code = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, check=False).returncode
-        if code:
-            said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it said nothing"]
-            raise ValueError(f"{script.name} failed with {code}: {said[-1]} (see {log}).")
-
     @property
     def device(self) -> dict[str, Any]:
         return {"use_cpu": True} if self.arguments.use_cpu else {}
@@ -134,7 +120,7 @@ class Chain:
     def prepare(self) -> Path:
         arguments = self.arguments
         data = self.root / "data"
-        self.call(
+        run_step(
             MLM / "prepare_pretraining_data.py",
             data / "dataset_dict.json",
             train_file=arguments.train_file,
@@ -148,10 +134,10 @@ class Chain:
     def pretrain(self, name: str, **flags: Any) -> Path:
         arguments, folder = self.arguments, self.folder / name
         steps = {} if arguments.max_steps is None else {"max_steps": arguments.max_steps}
-        self.call(
+        run_step(
             MLM / "run_mlm_mos.py",
             folder / "all_results.json",
-            arguments.mlm_config,
+            [arguments.mlm_config],
             **{"dataset_path": self.root / "data", "seed": self.seed, "output_dir": folder},
             **steps,
             **self.device,
@@ -170,7 +156,7 @@ class Chain:
             "output_dir": folder,
         }
         script = Path(__file__).resolve().parent / "run_search.py"
-        self.call(script, folder / "front.json", **{**flags, **self.device, **arguments.search, **limits})
+        run_step(script, folder / "front.json", **{**flags, **self.device, **arguments.search, **limits})
         return json.loads((folder / "front.json").read_text(encoding="utf-8"))
 
     def supernet(self) -> MosForMaskedLM:
@@ -259,7 +245,7 @@ class Chain:
         arguments, folder = self.arguments, self.folder / "finetuned" / f"{name}-{task}"
         data = {} if arguments.data_dir is None else {"data_dir": arguments.data_dir}
         common = {"do_train": True, "do_eval": True, "save_predictions": True, "report_to": "none"}
-        self.call(
+        run_step(
             GLUE / "run_glue.py",
             folder / "predictions.safetensors",
             **{"model_name_or_path": model, "task_name": task, "seed": self.seed, "output_dir": folder},

@@ -13,8 +13,8 @@ which for a routed encoder are those of a compute budget or of one width:
         half@budget_0.5=runs/sharcs-{task}-s1,runs/sharcs-{task}-s2
 
 A task's score is accuracy (also for MRPC and QQP, as in published tables), Matthews correlation for CoLA, and for
-STS-B the mean of Pearson's and Spearman's correlation. Seeds and rows are resampled together (hierarchical bootstrap),
-the same ones for all arms; tasks are not.
+STS-B the mean of Pearson's and Spearman's correlation. For own data the task is `accuracy` or `regression`. Seeds and
+rows are resampled together (hierarchical bootstrap), the same ones for all arms; tasks are not.
 """
 
 import json
@@ -49,6 +49,8 @@ from glue_utils import TASKS, main_metric, official_classes  # noqa: E402
 
 logger = logging.get_logger("compare_glue_runs")
 
+OWN_DATA = ("accuracy", "regression")  # as in the metric module
+
 
 @dataclass(kw_only=True)
 class GlueComparisonArguments(ComparisonArguments):
@@ -60,13 +62,18 @@ class GlueComparisonArguments(ComparisonArguments):
             "{task} stands for the task; PREDICTION is for example budget_0.5 or width_1."
         }
     )
-    tasks: list[str] = field(metadata={"help": "GLUE tasks: " + ", ".join(TASKS) + "."})
+    tasks: list[str] = field(
+        metadata={"help": "GLUE tasks: " + ", ".join(TASKS) + "; or, for own data, " + " or ".join(OWN_DATA) + "."}
+    )
 
     def __post_init__(self):
         super().__post_init__()
         for position, task in enumerate(self.tasks):
-            if task not in TASKS:
-                raise ValueError(f"{task!r} is no GLUE task; the tasks are {', '.join(TASKS)}.")
+            if task not in (*TASKS, *OWN_DATA):
+                raise ValueError(
+                    f"{task!r} is no GLUE task; the tasks are {', '.join(TASKS)}; for own data give "
+                    f"{' or '.join(OWN_DATA)}."
+                )
             if task in self.tasks[:position]:
                 raise ValueError(f"--tasks names {task!r} twice.")
         if len(self.tasks) > 1:
@@ -112,11 +119,11 @@ def read_run(folder: str, task: str, prediction: str) -> tuple[np.ndarray, np.nd
         raise ValueError(f"{str(path)!r} has no predictions {prediction!r}; it has {known}.")
     logits, labels = tensors[f"{prefix}logits"], tensors["labels"]
     share = tensors.get(f"{prefix}flops_share")
-    if TASKS[task].is_regression:
+    if is_regression(task):
         answers = logits.reshape(len(logits))
     else:
-        official = official_classes(task, names or TASKS[task].label_names)
-        answers, labels = official[logits.argmax(axis=-1)], official[labels]
+        common = class_numbers(task, names)
+        answers, labels = common[logits.argmax(axis=-1)], common[labels]
     return answers, labels, None if share is None else float(share[0])
 
 
@@ -152,8 +159,21 @@ def read_task(arms: dict[str, list[str]], task: str) -> dict[str, Predictions]:
     return found
 
 
+def is_regression(task: str) -> bool:
+    return task == "regression" if task in OWN_DATA else TASKS[task].is_regression
+
+
+def class_numbers(task: str, names: list[str] | None) -> np.ndarray:
+    """For each class of a run, which may have its own order, the number that it has in all runs."""
+    if task in TASKS:
+        return official_classes(task, names or TASKS[task].label_names)
+    return np.asarray([sorted(names).index(name) for name in names])
+
+
 def task_metric(task: str) -> str:
-    return "combined_score" if TASKS[task].is_regression else main_metric(task)
+    if is_regression(task):
+        return "combined_score"
+    return task if task in OWN_DATA else main_metric(task)
 
 
 def score(task: str, answers: np.ndarray, labels: np.ndarray) -> float:

@@ -42,6 +42,7 @@ from example_utils import (  # noqa: E402
     argument_names,
     expand_argument_file,
     parse_given_arguments,
+    parse_mapping,
     run_script,
     show_progress_messages,
     to_flags,
@@ -120,7 +121,7 @@ class SweepArguments:
         if self.num_processes < 1:
             raise ValueError(f"num_processes={self.num_processes} must be at least 1.")
         for name in ("grid", "task_grids", "start_from"):
-            setattr(self, name, _read_mapping(name, getattr(self, name)))
+            setattr(self, name, parse_mapping(name, getattr(self, name)))
         self.task_grids = {plain_name(task): grid for task, grid in self.task_grids.items()}
         self.start_from = {plain_name(task): plain_name(str(first)) for task, first in self.start_from.items()}
         for task, grid in self.task_grids.items():
@@ -136,16 +137,6 @@ class SweepArguments:
                 raise ValueError(f"{task!r} starts from {first!r}, whose model keep_models='none' would not keep.")
             if first in self.tasks[self.tasks.index(task) :]:
                 raise ValueError(f"{task!r} starts from {first!r}, which must come before it in tasks.")
-
-
-def _read_mapping(name: str, text: str) -> dict[str, Any]:
-    try:
-        mapping = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{name} is not valid JSON: {text!r} ({error}).") from error
-    if not isinstance(mapping, dict):
-        raise ValueError(f"{name} must be a mapping, as '{{\"learning_rate\": [2e-5, 3e-5]}}', not {text!r}.")
-    return mapping
 
 
 def read_sweep(arguments: Sequence[str] | None = None) -> tuple[SweepArguments, list[str]]:
