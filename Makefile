@@ -19,10 +19,10 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test benchmark quality style clean
+.PHONY: help install quickstart test test-distributed soak benchmark quality style clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 18
 
 install: $(STAMP)  ## create the environment in VENV and install the project into it
 
@@ -44,6 +44,15 @@ quickstart: $(STAMP)  ## run the whole story on data that it makes itself (examp
 test: export HF_HUB_OFFLINE = 1
 test: $(STAMP)  ## run the tests that are not marked slow, a file at a time on each core
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+# DeepSpeed has ninja and the C++ compiler build an operation in its first run ever, which takes a minute.
+test-distributed: export HF_HUB_OFFLINE = 1
+test-distributed: $(STAMP)  ## install DeepSpeed and run the tests that train with it, in two processes
+	$(BIN)/python -c 'import deepspeed, ninja' 2>/dev/null || $(PIP_INSTALL) $(TORCH_INDEX) -e ".[deepspeed]"
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -m deepspeed tests/test_deepspeed.py
+
+soak: $(STAMP)  ## kill trainings and searches at random points and see that they end as if nobody had
+	$(BIN)/python tests/soak.py --kills 24
 
 # Two threads, so that BERT-base sizes take minutes on two cores; passive, since spinning threads slow each other down.
 BENCHMARK_THREADS ?= 2

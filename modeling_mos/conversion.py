@@ -103,6 +103,11 @@ def supernet_from_backbone(supernet_class: type, backbone: str | PreTrainedModel
         _check_family(AutoConfig.from_pretrained(backbone, **hub))
         backbone = _auto_class(supernet_class).from_pretrained(backbone, **kwargs)
         kwargs = {}
+    if any(hasattr(parameter, "ds_id") for parameter in backbone.parameters()):
+        raise ValueError(
+            "The backbone's weights are partitioned over processes (DeepSpeed ZeRO-3) and cannot be copied; make the "
+            "supernet without DeepSpeed, save it, and train the saved folder."
+        )
     source = backbone.config
     values = {name: getattr(source, name) for name in _BACKBONE_FIELDS if hasattr(source, name)}
     # `problem_type` may have been filled in by a loss that the backbone computed; it describes the head all the same.

@@ -7,6 +7,7 @@ The published evolution (Mixture-of-Supernets, section 4.1; the algorithm of Sup
 raced on growing slices of the validation set instead of all of it.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -884,7 +885,8 @@ def _gather(value: Any) -> list[Any]:
     if not _is_distributed():
         return [value]
     values: list[Any] = [None] * _num_processes()
-    distributed.all_gather_object(values, value)
+    with _saying_who_is_missing():
+        distributed.all_gather_object(values, value)
     return values
 
 
@@ -893,8 +895,20 @@ def _broadcast(value: Any) -> Any:
     if not _is_distributed():
         return value
     values = [value]
-    distributed.broadcast_object_list(values, src=0)
+    with _saying_who_is_missing():
+        distributed.broadcast_object_list(values, src=0)
     return values[0]
+
+
+@contextlib.contextmanager
+def _saying_who_is_missing():
+    try:
+        yield
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"Another process of this search has stopped ({error}). Start the search again with the same output "
+            "folder: it continues where it was."
+        ) from error
 
 
 __all__ = [

@@ -92,6 +92,7 @@ def sharcs_from_backbone(sharcs_class: type, backbone: str | PreTrainedModel, **
         loading = sorted(set(kwargs) & set(_LOADING_ARGUMENTS))
         if loading:
             raise ValueError(f"{loading} only apply when a name or folder is given, not a loaded model.")
+        _check_whole(backbone)
         source, weights = backbone.config, backbone.state_dict()
         prefix, class_name = backbone.base_model_prefix, type(backbone).__name__
         attn_implementation, dtype = source._attn_implementation, backbone.dtype
@@ -112,6 +113,7 @@ def sharcs_from_backbone(sharcs_class: type, backbone: str | PreTrainedModel, **
             if _auto_class(sharcs_class) is AutoModelForQuestionAnswering:
                 loading["num_labels"] = 2  # starts and ends; DistilBERT refuses a classifier's other number
             loaded = _auto_class(sharcs_class).from_pretrained(backbone, **loading)
+            _check_whole(loaded)
             source, weights = loaded.config, loaded.state_dict()
             prefix, class_name, dtype = loaded.base_model_prefix, type(loaded).__name__, loaded.dtype
             attn_implementation = source._attn_implementation
@@ -126,6 +128,14 @@ def sharcs_from_backbone(sharcs_class: type, backbone: str | PreTrainedModel, **
         model.set_attn_implementation(attn_implementation)
     model.name_or_path = backbone.name_or_path if isinstance(backbone, PreTrainedModel) else str(backbone)
     return model.train(backbone.training) if isinstance(backbone, PreTrainedModel) else model.eval()
+
+
+def _check_whole(backbone: PreTrainedModel) -> None:
+    if any(hasattr(parameter, "ds_id") for parameter in backbone.parameters()):
+        raise ValueError(
+            "The backbone's weights are partitioned over processes (DeepSpeed ZeRO-3) and cannot be copied; make the "
+            "routed encoder without DeepSpeed, save it, and train the saved folder."
+        )
 
 
 def _check_family(config) -> None:

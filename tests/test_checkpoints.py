@@ -6,6 +6,9 @@ import errno
 import hashlib
 import json
 import os
+import resource
+import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -16,7 +19,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_mos import MosSubnetForMaskedLM
 from trainers import MaskedLMTrainer
-from trainers.checkpoints import STAGING_FOLDER
+from trainers.checkpoints import CHECKSUMS_NAME, STAGING_FOLDER, check_files
 from training_utils import (
     folders,
     largest_change,
@@ -211,6 +214,27 @@ def fails_at(monkeypatch, where: str, step: int, state_of) -> None:
         )
     elif where == "rename":
         monkeypatch.setattr(os, "replace", broken(os.replace))
+    elif where == "quota":
+        # Of this process: beyond it the libraries' own writes fail, each with an error of its own.
+        monkeypatch.setattr(Trainer, "_save_checkpoint", broken_by_quota(Trainer._save_checkpoint, step, state_of))
+
+
+def broken_by_quota(save, step: int, state_of):
+    """Files end after so many bytes while a step's checkpoint is written."""
+
+    def call(*args, **kwargs):
+        if state_of() != step:
+            return save(*args, **kwargs)
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+        try:
+            return save(*args, **kwargs)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            signal.signal(signal.SIGXFSZ, handler)
+
+    return call
 
 
 @pytest.mark.parametrize("where", ["model", "optimizer", "state", "rename"])
@@ -225,16 +249,68 @@ def test_failure_leaves_the_earlier_checkpoints_whole(tiny_tokenizer, tmp_path, 
     trainer.add_callback(watch)
     with monkeypatch.context() as patches:
         fails_at(patches, where, 4, lambda: trainer.state.global_step)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(OSError, match=r"checkpoint-4' could not be written .*No space.*continues from .*-2'"):
             trainer.train()
     # save_total_limit=1: the only checkpoint must outlive the attempt to write its successor.
-    assert [name for name in folders(path) if name != STAGING_FOLDER] == ["checkpoint-2"]
+    assert folders(path) == ["checkpoint-2"]
     assert fingerprint(path / "checkpoint-2") == watch.fingerprints[2]
     assert Path(get_last_checkpoint(path)) == path / "checkpoint-2"
 
     resumed = train(tiny_tokenizer, path, resume=get_last_checkpoint(path), save_total_limit=1)
     assert folders(path) == ["checkpoint-6"]
     assert largest_change(weights_of(resumed.model), weights_of(undisturbed.model)) == 0
+
+
+def test_a_file_that_grows_too_large_leaves_the_earlier_checkpoint(tiny_tokenizer, tmp_path, monkeypatch):
+    """The file system's own refusal, which each library puts into another error."""
+    trainer = MaskedLMTrainer(
+        make_subnet(tiny_tokenizer), make_arguments(tmp_path, **SAVING), train_dataset=make_masked(tiny_tokenizer)
+    )
+    fails_at(monkeypatch, "quota", 4, lambda: trainer.state.global_step)
+    with pytest.raises(OSError, match="checkpoint-4' could not be written .*continues from .*-2'. Free space"):
+        trainer.train()
+    assert folders(tmp_path) == ["checkpoint-2"]
+    check_files(tmp_path / "checkpoint-2")
+
+
+def test_a_first_checkpoint_that_fails_has_none_before_it(tiny_tokenizer, tmp_path, monkeypatch):
+    fails_at(monkeypatch, "optimizer", 2, lambda: 2)
+    with pytest.raises(OSError, match="checkpoint-2' could not be written .*; there is none before it"):
+        train(tiny_tokenizer, tmp_path)
+
+
+# ---- damage afterwards ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("damage", ["cut", "altered", "missing"])
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "trainer_state.json", "optimizer.pt"])
+def test_damaged_files_are_refused_by_name(tiny_tokenizer, whole_run, tmp_path, name, damage):
+    shutil.copytree(whole_run, tmp_path / "run")
+    file = tmp_path / "run" / "checkpoint-2" / name
+    content = bytearray(file.read_bytes())
+    content[-10] ^= 1
+    file.write_bytes(content[:-10] if damage == "cut" else content)
+    if damage == "missing":
+        file.unlink()
+    with pytest.raises(ValueError, match=f"{name}' (was cut or altered|is missing).*; continue from an earlier"):
+        train(tiny_tokenizer, tmp_path / "run", max_steps=2, resume=True)
+
+
+@pytest.fixture(scope="module")
+def whole_run(tiny_tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    train(tiny_tokenizer, folder, max_steps=2)
+    return folder
+
+
+def test_checksums_that_are_damaged_are_refused_and_those_deleted_are_not_missed(tiny_tokenizer, whole_run, tmp_path):
+    shutil.copytree(whole_run, tmp_path / "run")
+    listed = tmp_path / "run" / "checkpoint-2" / CHECKSUMS_NAME
+    listed.write_text(listed.read_text()[:-20])
+    with pytest.raises(ValueError, match=f"{CHECKSUMS_NAME}' is damaged .*continue from an earlier checkpoint"):
+        train(tiny_tokenizer, tmp_path / "run", max_steps=2, resume=True)
+    listed.unlink()
+    train(tiny_tokenizer, tmp_path / "run", max_steps=2, resume=True)
 
 
 def test_a_run_continued_from_an_older_checkpoint_writes_over_the_newer_ones(tiny_tokenizer, tmp_path):

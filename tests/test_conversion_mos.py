@@ -205,6 +205,13 @@ def test_untied_backbone():
         assert subnet.num_parameters() == model.count_parameters(architecture)
 
 
+def test_a_backbone_that_is_partitioned_over_processes_is_refused():
+    backbone = tiny_backbone()
+    backbone.get_input_embeddings().weight.ds_id = 0  # as DeepSpeed's ZeRO-3 marks what it has partitioned
+    with pytest.raises(ValueError, match="partitioned over processes .*; make the supernet without DeepSpeed"):
+        MosForMaskedLM.from_backbone(backbone, search_space=ELASTIC)
+
+
 def test_mode_type_and_attention_follow_the_backbone(tmp_path):
     backbone = tiny_backbone().train().to(torch.bfloat16)
     backbone.set_attn_implementation("eager")

@@ -398,6 +398,13 @@ def test_fields_of_the_configuration_are_taken():
     assert {name: getattr(config, name) for name in fields} == {**fields, "width_multipliers": [0.75, 1.0]}
 
 
+def test_a_backbone_that_is_partitioned_over_processes_is_refused():
+    backbone = tiny_backbone()
+    backbone.get_input_embeddings().weight.ds_id = 0  # as DeepSpeed's ZeRO-3 marks what it has partitioned
+    with pytest.raises(ValueError, match="partitioned over processes .*; make the routed encoder without DeepSpeed"):
+        SharcsForSequenceClassification.from_backbone(backbone, **OPTIONS)
+
+
 def test_mode_type_and_attention_follow_the_backbone(tmp_path):
     backbone = tiny_backbone().train().to(torch.bfloat16)
     backbone.set_attn_implementation("eager")

@@ -4,6 +4,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -143,6 +144,44 @@ def test_two_processes_find_what_one_finds(run_search, settings, tmp_path):
         assert one[name] == two[name], name
 
 
+@pytest.mark.distributed
+def test_a_killed_process_stops_the_others_and_a_restart_continues(run_search, settings, tmp_path):
+    run_search({**settings, "output_dir": tmp_path / "whole"})
+    flags = to_flags({**settings, "output_dir": tmp_path / "killed"})
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    # Without torchrun, which would end the others.
+    shared = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    processes = []
+    for rank in ("0", "1"):
+        own = {"WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": "2"}
+        with open(tmp_path / f"log_{rank}", "wb") as log:
+            command = [sys.executable, str(SCRIPT), *flags]
+            processes.append(subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **shared, **own}))
+    try:
+        wait_for_lines(tmp_path / "killed" / "results.jsonl", 6, processes[0], tmp_path / "log_0")
+        processes[1].kill()
+        assert processes[0].wait(timeout=120) != 0
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    said = (tmp_path / "log_0").read_text()
+    assert "Another process of this search has stopped" in said and "Start the search again" in said
+    run_search({**settings, "output_dir": tmp_path / "killed"})
+    whole, killed = (contents(tmp_path / name) for name in ("whole", "killed"))
+    for name in ("results.jsonl", "front.json"):
+        assert whole[name] == killed[name], name
+
+
+def wait_for_lines(path: Path, count: int, process: subprocess.Popen, log: Path) -> None:
+    deadline = time.monotonic() + 240
+    while not path.exists() or path.read_bytes().count(b"\n") < count:
+        assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
+        time.sleep(0.002)
+
+
 def test_a_killed_search_continues(run_search, settings, tmp_path):
     run_search({**settings, "output_dir": tmp_path / "whole"})
     flags = to_flags({**settings, "output_dir": tmp_path / "killed"})
@@ -150,11 +189,7 @@ def test_a_killed_search_continues(run_search, settings, tmp_path):
         process = subprocess.Popen(
             [sys.executable, str(SCRIPT), *flags], stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}
         )
-        path = tmp_path / "killed" / "results.jsonl"
-        deadline = time.monotonic() + 240
-        while not path.exists() or path.read_bytes().count(b"\n") < 6:
-            assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()[-3000:]
-            time.sleep(0.002)
+        wait_for_lines(tmp_path / "killed" / "results.jsonl", 6, process, tmp_path / "log")
         process.send_signal(signal.SIGKILL)
         process.wait()
     run_search({**settings, "output_dir": tmp_path / "killed"})

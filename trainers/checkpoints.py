@@ -2,22 +2,68 @@
 # Licensed under the Apache License, Version 2.0: http://www.apache.org/licenses/LICENSE-2.0
 """Checkpoints that exist whole or not at all."""
 
+import hashlib
+import json
 import os
 import shutil
 from pathlib import Path
 
+from safetensors import SafetensorError
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, rotate_checkpoints
 
 
 # Not of the form "checkpoint-<step>", so that no resume ever picks it up; what begins with "_" is never published.
 STAGING_FOLDER = "_unfinished-checkpoint"
+CHECKSUMS_NAME = "checksums.json"
+
+
+def write_checksums(folder: str | os.PathLike) -> None:
+    """Writes the SHA-256 of every file of a folder into it."""
+    folder = Path(folder)
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != CHECKSUMS_NAME)
+    digests = {file.relative_to(folder).as_posix(): _digest(file) for file in files}
+    (folder / CHECKSUMS_NAME).write_text(json.dumps(digests, indent=1) + "\n", encoding="utf-8")
+
+
+def check_files(folder: str | os.PathLike) -> None:
+    """
+    Raises:
+        ValueError: if a file of a checkpoint is missing or not as [`write_checksums`] found it; other trainers'
+            checkpoints, which have no checksums, are not looked at.
+    """
+    listed = Path(folder) / CHECKSUMS_NAME
+    if not listed.is_file():
+        return
+    way_out = "continue from an earlier checkpoint"
+    try:
+        digests = dict(json.loads(listed.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise ValueError(f"{str(listed)!r} is damaged ({error}); {way_out}.") from None
+    for name, expected in digests.items():
+        file = Path(folder) / name
+        if not file.is_file():
+            raise ValueError(f"{str(file)!r} is missing; {way_out}.")
+        if _digest(file) != expected:
+            raise ValueError(
+                f"{str(file)!r} was cut or altered after it was written; {way_out}, or delete {str(listed)!r} if the "
+                "change was meant."
+            )
+
+
+def _digest(file: Path) -> str:
+    digest = hashlib.sha256()
+    with open(file, "rb") as content:
+        while part := content.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 class StagedCheckpointMixin:
     """
     Mixin for a `Trainer`: a checkpoint is written to a folder beside, renamed when all processes have finished, and
-    only then old ones are deleted, so that a kill at any moment leaves a whole checkpoint to resume from.
+    only then old ones are deleted, so that a kill at any moment leaves a whole checkpoint to resume from. One whose
+    files were damaged since is refused.
     """
 
     _staging = False
@@ -25,6 +71,12 @@ class StagedCheckpointMixin:
     def _get_output_dir(self, trial):
         folder = super()._get_output_dir(trial)
         return os.path.join(folder, STAGING_FOLDER) if self._staging else folder
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+        if resume_from_checkpoint:
+            last = get_last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else None
+            check_files(last or str(resume_from_checkpoint))
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _run_epoch(self, *args, **kwargs):
         if self.state.global_step >= self.state.max_steps:
@@ -48,29 +100,17 @@ class StagedCheckpointMixin:
     def _save_checkpoint(self, model, trial):
         run_dir = self._get_output_dir(trial)
         staging = os.path.join(run_dir, STAGING_FOLDER)
-        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        final = os.path.join(run_dir, name)
-        if self.args.should_save:
-            shutil.rmtree(staging, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        self._staging = True
+        final = os.path.join(run_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
         try:
-            super()._save_checkpoint(model, trial)
-            if not self.args.save_only_model:
-                self._save_run_state(os.path.join(staging, name))
-        finally:
-            self._staging = False
-        # Trainer found the best checkpoint where it was being written, if it is this one.
-        if self.state.best_model_checkpoint == os.path.join(staging, name):
-            self.state.best_model_checkpoint = final
-            if self.args.should_save:
-                self.state.save_to_json(os.path.join(staging, name, TRAINER_STATE_NAME))
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            if os.path.isdir(final):  # written by an earlier run that is being continued from an older checkpoint
-                shutil.rmtree(final)
-            os.replace(os.path.join(staging, name), final)
+            self._write_checkpoint(model, trial, staging, final)
+        except (OSError, RuntimeError, SafetensorError) as error:  # what a full disk is, by library
             shutil.rmtree(staging, ignore_errors=True)
+            last = get_last_checkpoint(run_dir)
+            left = f"a restart continues from the last whole one, {last!r}" if last else "there is none before it"
+            raise OSError(
+                f"The checkpoint {final!r} could not be written ({error}); {left}. Free space, or choose another "
+                "`output_dir`."
+            ) from error
         if self.args.push_to_hub:
             self._push_from_checkpoint(final)
         if self.args.should_save:
@@ -81,3 +121,28 @@ class StagedCheckpointMixin:
                 use_mtime=True,
             )
         self.accelerator.wait_for_everyone()
+
+    def _write_checkpoint(self, model, trial, staging: str, final: str) -> None:
+        staged = os.path.join(staging, os.path.basename(final))
+        if self.args.should_save:
+            shutil.rmtree(staging, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self._staging = True
+        try:
+            super()._save_checkpoint(model, trial)
+            if not self.args.save_only_model:
+                self._save_run_state(staged)
+        finally:
+            self._staging = False
+        # Trainer found the best checkpoint where it was being written, if it is this one.
+        if self.state.best_model_checkpoint == staged:
+            self.state.best_model_checkpoint = final
+            if self.args.should_save:
+                self.state.save_to_json(os.path.join(staged, TRAINER_STATE_NAME))
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            write_checksums(staged)
+            if os.path.isdir(final):  # written by an earlier run that is being continued from an older checkpoint
+                shutil.rmtree(final)
+            os.replace(staged, final)
+            shutil.rmtree(staging, ignore_errors=True)

@@ -12,7 +12,7 @@ from .checkpoints import StagedCheckpointMixin
 from .components import LossComponentsMixin
 from .losses import attention_loss, hidden_state_loss, row_distillation_losses, row_losses
 from .model_cards import ModelCardMixin
-from .passes import check_precision
+from .passes import check_precision, gather_parameters
 from .problems import find_problem
 from .teachers import check_attentions, check_teacher, prepare_teacher
 
@@ -125,6 +125,7 @@ class DistillationTrainer(ModelCardMixin, LossComponentsMixin, StagedCheckpointM
     def _make_maps(self) -> nn.ModuleList | None:
         """A linear map for each compared layer, if widths differ; widths are read off one row."""
         widths = []
+        gather_parameters(self.model)  # which no engine does yet
         for side in (self.model, self.accelerator.unwrap_model(self.teacher)):
             was_training = side.training
             ones = torch.ones((1, 2), dtype=torch.long, device=side.device)

@@ -35,8 +35,8 @@ def run_backward_passes(
     trainer: Trainer, model: nn.Module, passes: Sequence[Callable[[], torch.Tensor]]
 ) -> torch.Tensor:
     """
-    Runs each pass and back-propagates its loss. All but the last keep their gradients local, so that the last one must
-    give every parameter a gradient, be it zero.
+    Runs each pass and back-propagates its loss. Gradients are reduced across processes once an optimizer step; the
+    last pass must give every parameter a gradient, be it zero.
 
     Args:
         trainer (`Trainer`): Whose step it is.
@@ -47,16 +47,54 @@ def run_backward_passes(
         `torch.Tensor`: the summed loss, detached.
     """
     accelerator = trainer.accelerator
-    deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
-    sync = accelerator.gradient_state.sync_gradients
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        return _run_in_engine(trainer, model, passes)
     total = torch.zeros((), device=trainer.args.device)
     for position, run in enumerate(passes):
         last = position == len(passes) - 1
-        if deepspeed:
-            accelerator.gradient_state._set_sync_gradients(sync and last)
-        with contextlib.nullcontext() if last or deepspeed else _no_sync(accelerator, model):
+        with contextlib.nullcontext() if last else _no_sync(accelerator, model):
             loss = run()
-            accelerator.backward(loss, **({"scale_wrt_gas": False} if deepspeed else {}))
+            accelerator.backward(loss)
         total += loss.detach()
-    accelerator.gradient_state._set_sync_gradients(sync)
     return total
+
+
+def _run_in_engine(trainer: Trainer, engine: nn.Module, passes: Sequence[Callable[[], torch.Tensor]]) -> torch.Tensor:
+    """`run_backward_passes` of a DeepSpeed engine, whose optimizer step is part of its last pass."""
+    complete = trainer.accelerator.sync_gradients
+    if getattr(trainer, "_open_reduction", None) is None:
+        trainer._open_reduction = _open_reduction(engine)
+    total = torch.zeros((), device=trainer.args.device)
+    for position, run in enumerate(passes):
+        engine.set_gradient_accumulation_boundary(complete and position == len(passes) - 1)
+        loss = run()
+        engine.backward(loss, scale_wrt_gas=False)
+        total += loss.detach()
+    if complete:
+        trainer._open_reduction.close()
+        trainer._open_reduction = None
+        engine.set_gradient_accumulation_boundary(True)
+        engine.step()
+    return total
+
+
+def _open_reduction(engine: nn.Module) -> contextlib.ExitStack:
+    """Opened before the first pass of an optimizer step; gradients are reduced when it is closed."""
+    reduction = contextlib.ExitStack()
+    # Without ZeRO, and with DeepSpeed's wrappers of half-precision optimizers, only the last pass reduces anyhow.
+    with contextlib.suppress(NotImplementedError):
+        reduction.enter_context(engine.coalesce_grad_reduction())
+    return reduction
+
+
+def gather_parameters(*modules: nn.Module) -> None:
+    """
+    Makes parameters whole on every process until the next optimizer step, where ZeRO-3 has partitioned them. It
+    gathers them module by module: processes that run different passes would wait for each other for ever, and
+    parameters that are read outside of their module would be gone when gradients are computed.
+    """
+    parameters = [value for module in modules for value in module.parameters() if hasattr(value, "ds_id")]
+    for parameter in parameters:
+        parameter.is_external_param = True  # which no module's forward or backward pass releases
+    if parameters:
+        parameters[0].all_gather(param_list=parameters)

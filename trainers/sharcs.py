@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import EvalPrediction, seed_worker, speed_metrics
 from transformers.utils import is_sklearn_available, logging
 
@@ -37,7 +38,7 @@ from .hardness import (
 )
 from .losses import row_distillation_losses, row_hidden_state_losses, row_losses
 from .model_cards import ModelCardMixin
-from .passes import check_precision, run_backward_passes
+from .passes import check_precision, gather_parameters, run_backward_passes
 from .problems import find_problem, label_of
 from .samplers import RoutedBatchSampler, RoutedCollator, RoutedDataset, choose_bucket, plan_epoch
 from .teachers import check_teacher, prepare_teacher
@@ -123,7 +124,7 @@ class SharcsTrainer(ModelCardMixin, LossComponentsMixin, StagedCheckpointMixin, 
             if not args.distillation_weight:
                 raise ValueError("A teacher is given but `distillation_weight` is 0; set it, for example to 1.")
             check_teacher(model, teacher, with_labels=self.problem != "question_answering")
-            self.teacher = prepare_teacher(self, teacher)
+            self.teacher = prepare_teacher(self, teacher, partition=False)
         self.history: HardnessHistory | None = None
         self._sampler: RoutedBatchSampler | None = None
         self._lengths: list[int] | None = None
@@ -131,17 +132,24 @@ class SharcsTrainer(ModelCardMixin, LossComponentsMixin, StagedCheckpointMixin, 
         self._buckets: torch.Tensor | None = None
         self._unrecorded: list[tuple[torch.Tensor, ...]] = []
         self._predicting_widths = False
+        self._partitioned = is_deepspeed_zero3_enabled()
+        self._recorded: nn.Module | None = None
+        if self._partitioned:
+            from deepspeed.utils import set_z3_leaf_modules
+
+            # One module for ZeRO-3, since which of its parts run depends on the width.
+            set_z3_leaf_modules(model, [type(model)])
         self.add_callback(_EpochCallback(self))
 
     # ---- checks -----------------------------------------------------------------------------------------------------
 
     def _check_backend(self) -> None:
-        # Processes may have rows of different widths in a step; those that share parameters must not.
+        # Processes may have rows of different widths in a step, and so run different passes.
         found = self.accelerator.distributed_type
-        if found in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        if found == DistributedType.FSDP:
             raise ValueError(
-                f"SharcsTrainer does not run under {found.value} yet, where every process must run the same passes; "
-                "start it with torchrun or accelerate's multi-GPU mode (DDP)."
+                f"SharcsTrainer does not run under {found.value}, where every process must run the same passes; start "
+                "it with torchrun, accelerate's multi-GPU mode (DDP) or DeepSpeed."
             )
 
     def _read_intervals(self, model: PreTrainedModel) -> list[tuple[float, float]]:
@@ -342,6 +350,7 @@ class SharcsTrainer(ModelCardMixin, LossComponentsMixin, StagedCheckpointMixin, 
         widths = range(len(self.widths)) if agreement else sorted(set(self._buckets.tolist()))
         scores = torch.full((len(dataset), self.history.epochs.shape[2]), math.nan)
         model = self.model_wrapped
+        gather_parameters(model)
         was_training = model.training
         model.eval()
         groups = [None] if agreement else list(widths)
@@ -432,6 +441,7 @@ class SharcsTrainer(ModelCardMixin, LossComponentsMixin, StagedCheckpointMixin, 
         model.train()
         if hasattr(self.optimizer, "train") and callable(self.optimizer.train):
             self.optimizer.train()
+        gather_parameters(model)  # processes may run different passes
         routing = inputs["routing"]
         inputs = {name: value for name, value in inputs.items() if name != "routing"}
         # The widest first: narrower paths may learn from it, and the last pass, whose gradients are reduced across
@@ -449,6 +459,12 @@ class SharcsTrainer(ModelCardMixin, LossComponentsMixin, StagedCheckpointMixin, 
                 functools.partial(self._run_rows, model, inputs, routing, dict(zip(group, part, strict=True)))
                 for part in parts
             ]
+        if self._partitioned and self._recorded is not model:
+            first = self._prepare_inputs(self._take_rows(inputs, torch.tensor([0])))
+            idle = functools.partial(self._run_idly, model, first)
+            # ZeRO-3 follows the first passes of an engine, which have to be the same on all processes.
+            passes = [idle, idle, *passes]
+            self._recorded = model
         passes[-1] = functools.partial(self._reach_every_parameter, passes[-1])
         return run_backward_passes(self, model, passes)
 
@@ -456,6 +472,12 @@ class SharcsTrainer(ModelCardMixin, LossComponentsMixin, StagedCheckpointMixin, 
         # What a pass may leave out: the router, before it has targets, and the entry, on the widest path.
         left_out = [*self._encoder.router.parameters(), *self._encoder.entry.parameters()]
         return run() + sum(parameter.sum() * 0.0 for parameter in left_out)
+
+    def _run_idly(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """A pass that trains nothing."""
+        inputs = {name: value for name, value in batch.items() if name not in self.label_names}
+        outputs = self._run(model, inputs, width=self.widths[-1])
+        return sum(value.sum() * 0.0 for name, value in outputs.items() if name.endswith("logits"))
 
     def _forget_idle_gradients(self) -> None:
         """What nothing trains yet keeps still: with gradients of zero an optimiser would decay it, and count steps."""

@@ -15,12 +15,13 @@ from transformers.trainer_utils import speed_metrics
 from transformers.utils import logging
 
 from modeling_mos import Architecture
+from modeling_mos.modeling_mos import MosBottleneck
 
 from .arguments import SupernetTrainingArguments
 from .components import LossComponentsMixin
 from .losses import attention_loss, hidden_state_loss, soft_binary_cross_entropy, soft_cross_entropy
 from .masked_lm import MaskedLMTrainer
-from .passes import run_backward_passes
+from .passes import gather_parameters, run_backward_passes
 from .teachers import check_attentions, check_teacher, prepare_teacher
 
 
@@ -120,6 +121,8 @@ class SupernetTrainer(LossComponentsMixin, MaskedLMTrainer):
         A backward pass that is not the last of the step keeps its gradients local.
         """
         model.train()
+        # Neighbouring bottlenecks are multiplied outside of their own forward passes, which ZeRO-3 does not follow.
+        gather_parameters(*(module for module in model.modules() if isinstance(module, MosBottleneck)))
         inputs = self._prepare_inputs(inputs)
         architectures = self.architectures_of_step(self.state.global_step)
         taught = bool(self.args.distillation) and len(architectures) > 1 or self.teacher is not None

@@ -5,10 +5,28 @@
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, Trainer
 
+from .passes import gather_parameters
 
-def prepare_teacher(trainer: Trainer, teacher: PreTrainedModel) -> nn.Module:
-    """The teacher, frozen, in evaluation mode, and on the trainer's device."""
-    return trainer.accelerator.prepare_model(teacher.requires_grad_(False).eval(), evaluation_mode=True)
+
+def prepare_teacher(trainer: Trainer, teacher: PreTrainedModel, partition: bool = True) -> nn.Module:
+    """
+    The teacher, frozen, in evaluation mode and on the trainer's device; under ZeRO-3 partitioned like the student, or
+    whole on every process if `partition` is `False`.
+    """
+    teacher.requires_grad_(False).eval()
+    plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
+    if plugin is None or plugin.zero_stage != 3 or not partition:
+        gather_parameters(teacher)  # `from_pretrained` may have partitioned it
+        return trainer.accelerator.prepare_model(teacher, evaluation_mode=True)
+    import deepspeed
+
+    given = plugin.deepspeed_config
+    # What the Trainer fills in later is for the student; what is left out has a default.
+    zero = {name: value for name, value in given["zero_optimization"].items() if value != "auto"}
+    zero.pop("offload_optimizer", None)
+    precision = {name: given[name] for name in ("bf16", "fp16") if name in given}
+    config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero, **precision}
+    return deepspeed.initialize(model=teacher, config=config)[0].eval()
 
 
 def check_teacher(student: PreTrainedModel, teacher: PreTrainedModel, with_labels: bool) -> None:

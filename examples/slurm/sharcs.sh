@@ -4,7 +4,7 @@
 #   TASK=sst2 sbatch examples/slurm/sharcs.sh
 #   sbatch --gpus-per-node=3 examples/slurm/sharcs.sh --width_multipliers 0.25 0.5 1
 #
-# At least as many GPUs as widths. Processes are started with torchrun (DDP): SharcsTrainer refuses DeepSpeed and FSDP.
+# At least as many GPUs as widths. Processes are started with torchrun (DDP); with --deepspeed they run in DeepSpeed.
 # TASK chooses the recipe, CONFIG another one; OUTPUT_DIR as usual; more variables: common.sh.
 #SBATCH --job-name=sharcs
 #SBATCH --nodes=1
