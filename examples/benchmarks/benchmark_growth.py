@@ -68,7 +68,7 @@ class GrowthArguments:
     )
     sequence_length: int = field(default=64, metadata={"help": "Tokens of a sequence."})
     search_rounds: list[int] = field(
-        default_factory=lambda: [0, 2, 4, 8], metadata={"help": "Rounds of evolution of a search."}
+        default_factory=lambda: [0, 1, 2, 4], metadata={"help": "Rounds of evolution of a search."}
     )
     plot: str | None = field(default=None, metadata={"help": "Where to draw the lines (.png); needs matplotlib."})
 
