@@ -74,10 +74,11 @@ class MixExperts(torch.autograd.Function):
     def backward(ctx, gradient: torch.Tensor):
         experts, probabilities = ctx.saved_tensors
         taken = experts[ctx.taken]
-        whole = taken.shape == experts.shape
-        # Of a slice, what lies outside has no gradient; of the whole, every entry is about to be written.
-        of_experts = torch.empty_like(experts) if whole else torch.zeros_like(experts)
+        # Every entry is written once: inside the slice by the product, outside, where there is no gradient, by zeros.
+        of_experts = torch.empty_like(experts)
         torch.mul(gradient, _by_expert(probabilities, taken), out=of_experts[ctx.taken])
+        for axis, size in enumerate(taken.shape):
+            of_experts.narrow(axis, size, experts.shape[axis] - size).zero_()
         rows = len(gradient)
         # As a matrix product, the scalar products of rows need no temporary as large as the experts.
         of_probabilities = torch.einsum("rc,erc->re", gradient.reshape(rows, -1), taken.reshape(len(taken), rows, -1))
@@ -238,16 +239,18 @@ class MosFeedForward(nn.Module):
             bias `(width,)`.
         """
         width, intermediate, _ = architecture.layers[self.layer_index]
-        experts = slice(None)
+        blocks = (self.input_weight, self.input_bias, self.output_weight, self.output_bias)
         if self.config.routing == "random":
             chosen = random.Random(f"{architecture}/{self.layer_index}").randrange(self.num_own)
-            experts = slice(chosen, chosen + 1)
+            # Only here: the gradient of a slice is a copy as large as all experts, even of one that takes them all.
+            blocks = tuple(experts[chosen : chosen + 1] for experts in blocks)
+        input_weight, input_bias, output_weight, output_bias = blocks
         first, second = self.probabilities(encoding, architecture)
         return (
-            mix_experts(self.input_weight[experts], first, intermediate, width),
-            mix_experts(self.input_bias[experts], first, intermediate),
-            mix_experts(self.output_weight[experts], second, width, intermediate),
-            mix_experts(self.output_bias[experts], second, width),
+            mix_experts(input_weight, first, intermediate, width),
+            mix_experts(input_bias, first, intermediate),
+            mix_experts(output_weight, second, width, intermediate),
+            mix_experts(output_bias, second, width),
         )
 
     def forward(self, hidden: torch.Tensor, encoding: torch.Tensor | None, architecture: Architecture) -> torch.Tensor:

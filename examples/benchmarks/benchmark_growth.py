@@ -68,7 +68,7 @@ class GrowthArguments:
     )
     sequence_length: int = field(default=64, metadata={"help": "Tokens of a sequence."})
     search_rounds: list[int] = field(
-        default_factory=lambda: [0, 2, 4, 8], metadata={"help": "Rounds of evolution of a search."}
+        default_factory=lambda: [0, 1, 2, 4], metadata={"help": "Rounds of evolution of a search."}
     )
     plot: str | None = field(default=None, metadata={"help": "Where to draw the lines (.png); needs matplotlib."})
 
@@ -145,6 +145,7 @@ def plot(lines: dict[str, dict[str, Any]], path: str) -> None:
         axes.plot(ends, found["line"]["seconds_at_zero"] + found["line"]["seconds_each"] * ends, linewidth=1)
         axes.set(xlabel=name, ylabel="seconds", xlim=(0, None), ylim=(0, None))
         axes.grid(alpha=0.3)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     save_figure(figure, path)
 
 
@@ -184,9 +185,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
                 "line": fit_line(points),
             }
     results = {**machine_facts(device), **timing.facts(), "sizes": vars(sizes), **lines}
+    report(results, timing.output_file)
     if options.plot is not None:
         plot(lines, options.plot)
-    report(results, timing.output_file)
     return results
 
 
