@@ -3,13 +3,14 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
 # Where to look for torch besides PyPI. On Linux without a GPU, the CPU wheel saves gigabytes:
 #   make install TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
 TORCH_INDEX_URL ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c $(CONSTRAINTS)
 # Only an extra index: what torch depends on still comes from PyPI, and a "+cpu" wheel ranks above the plain one.
 TORCH_INDEX := $(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL))
 SOURCES := modeling_mos modeling_sharcs trainers examples tests
@@ -19,7 +20,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-distributed soak benchmark quality style clean
+.PHONY: help install quickstart test test-lowest test-distributed soak benchmark quality style clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -27,7 +28,7 @@ help:  ## list the targets
 install: $(STAMP)  ## create the environment in VENV and install the project into it
 
 # torch comes first: under the constraint alone, so that no later requirement can draw in another build of it.
-$(STAMP): setup.cfg pyproject.toml constraints.txt
+$(STAMP): setup.cfg pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 		{ echo "$(PYTHON) is missing or older than Python 3.10; give another one: make install PYTHON=python3.12" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
@@ -44,6 +45,9 @@ quickstart: $(STAMP)  ## run the whole story on data that it makes itself (examp
 test: export HF_HUB_OFFLINE = 1
 test: $(STAMP)  ## run the tests that are not marked slow, a file at a time on each core
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+test-lowest:  ## run the same tests with the oldest versions that setup.cfg allows, in .venv-lowest
+	$(MAKE) test VENV=.venv-lowest CONSTRAINTS=constraints-lowest.txt
 
 # DeepSpeed has ninja and the C++ compiler build an operation in its first run ever, which takes a minute.
 test-distributed: export HF_HUB_OFFLINE = 1
@@ -75,5 +79,5 @@ style: $(STAMP)  ## fix lint and format
 	$(BIN)/python -m ruff format $(SOURCES)
 
 clean:  ## remove the environment and what tools leave behind
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-lowest build dist *.egg-info .pytest_cache .ruff_cache
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

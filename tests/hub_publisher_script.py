@@ -10,10 +10,25 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import HfApi
+from transformers import DataCollatorWithPadding
 
 from testing_utils import UNIFORM, make_batch, tiny_sharcs, tiny_supernet, tiny_tokenizer
-from trainers import MaskedLMTrainer, push_to_hub
-from training_utils import make_arguments, make_masked, make_sharcs_trainer, make_subnet
+from trainers import (
+    DistillationTrainer,
+    DistillationTrainingArguments,
+    MaskedLMTrainer,
+    SupernetTrainer,
+    push_to_hub,
+)
+from training_utils import (
+    make_arguments,
+    make_bert,
+    make_labelled,
+    make_masked,
+    make_sharcs_trainer,
+    make_subnet,
+    make_supernet,
+)
 
 
 TOKENIZER = tiny_tokenizer()
@@ -23,6 +38,10 @@ FACTS = {"base_model": "me/backbone", "datasets": "me/books", "metrics": {"perpl
 def make_models() -> dict[str, torch.nn.Module]:
     sizes = {"vocab_size": len(TOKENIZER)}
     supernet = tiny_supernet("masked-lm", **sizes)
+    found = supernet.search_space.smallest()
+    supernet.config.front = [
+        {"name": "small", "architecture": found.to_dict(), "parameters": supernet.count_parameters(found)}
+    ]
     uniform = tiny_supernet("sequence-classification", search_space=UNIFORM, **sizes)
     routed = tiny_sharcs(**sizes)
     routed.calibrate([make_batch(routed.config, batch=12)])
@@ -47,9 +66,26 @@ def train_and_publish(folder: Path) -> None:
     trainer.train()
     trainer.evaluate()
     trainer.push_to_hub(dataset_tags="me/books")
-    trainer = make_sharcs_trainer(TOKENIZER, folder / "routed")
-    trainer.train()
-    trainer.push_to_hub()
+    publishing = {"push_to_hub": True, "max_steps": 1}
+    supernet = SupernetTrainer(
+        make_supernet(TOKENIZER),
+        make_arguments(folder / "elastic", **publishing, hub_model_id="me/elastic"),
+        train_dataset=make_masked(TOKENIZER),
+        processing_class=TOKENIZER,
+    )
+    student = DistillationTrainer(
+        make_bert(TOKENIZER, "sequence-classification"),
+        make_arguments(folder / "taught", DistillationTrainingArguments, **publishing, hub_model_id="me/taught"),
+        teacher=make_bert(TOKENIZER, "sequence-classification", seed=1),
+        train_dataset=make_labelled(TOKENIZER),
+        data_collator=DataCollatorWithPadding(TOKENIZER),
+        processing_class=TOKENIZER,
+    )
+    options = {"push_to_hub": True, "hub_model_id": "me/routed", "num_train_epochs": 2}
+    routed = make_sharcs_trainer(TOKENIZER, folder / "routed", **options)
+    for trainer in (supernet, student, routed):
+        trainer.train()
+        trainer.push_to_hub()
 
 
 @torch.no_grad()
@@ -65,11 +101,18 @@ def main(folder: Path) -> None:
     for name, model in models.items():
         commits[name] = push_to_hub(model, f"me/{name}", TOKENIZER, **FACTS).oid
         expected[name] = record(model, batch)
+    # A subnet of the stored front, and one without code of its own.
+    small = models["supernet"].extract_subnet("small")
+    expected["small"] = record(small, batch)
+    push_to_hub(small, "me/small", TOKENIZER, code_repo_id="me/supernet", **FACTS)
+    commits["pinned"] = push_to_hub(models["subnet"], "me/moved", TOKENIZER).oid
+    expected["pinned"] = expected["subnet"]
     # A branch holds other weights, and leaves the others as they are.
     subnet = models["subnet"]
     for parameter in subnet.parameters():
         parameter.data.mul_(0.5)
     push_to_hub(subnet, "me/subnet", TOKENIZER, revision="halves")
+    push_to_hub(subnet, "me/moved", TOKENIZER)  # the main branch goes on after the commit that is pinned
     expected["halves"] = record(subnet, batch)
 
     api = HfApi()

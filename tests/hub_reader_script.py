@@ -9,6 +9,7 @@ import sys
 
 import remote_code_script  # refuses the project's packages  # noqa: F401
 import torch
+import transformers
 from huggingface_hub import ModelCard
 from transformers import (
     AutoConfig,
@@ -24,6 +25,7 @@ AUTO_CLASSES = {
     "subnet": AutoModelForMaskedLM,
     "stock": AutoModelForSequenceClassification,
     "sharcs": AutoModelForSequenceClassification,
+    "small": AutoModelForMaskedLM,
 }
 TASKS = {AutoModelForMaskedLM: "fill-mask", AutoModelForSequenceClassification: "text-classification"}
 
@@ -34,7 +36,8 @@ def main(published: str, answers: str) -> None:
     found = {}
 
     def open_model(name: str, label: str, **options) -> None:
-        model = AUTO_CLASSES[name].from_pretrained(f"me/{name}", trust_remote_code=name != "stock", **options)
+        auto_class = AUTO_CLASSES["subnet" if name == "moved" else name]
+        model = auto_class.from_pretrained(f"me/{name}", trust_remote_code=name != "stock", **options)
         found[label] = {"logits": model(**given["batch"]).logits, "weights": dict(model.state_dict())}
 
     for name, auto_class in AUTO_CLASSES.items():
@@ -54,9 +57,20 @@ def main(published: str, answers: str) -> None:
         found[name]["prediction"] = predict(text)
         card = ModelCard.load(f"me/{name}")
         exec(card.text.split("```python\n")[1].split("```")[0], {})
-    # The commit that was read, and a branch.
-    open_model("subnet", "pinned", revision=given["commits"]["subnet"])
+        # Every other auto class has the same encoder, with a new head.
+        config = AutoConfig.from_pretrained(f"me/{name}", trust_remote_code=name != "stock")
+        for auto_class in sorted(set(getattr(config, "auto_map", {})) - {"AutoConfig"}):
+            model = getattr(transformers, auto_class).from_pretrained(f"me/{name}", trust_remote_code=True)
+            weights = {
+                f"{model.base_model_prefix}.{key}": value for key, value in model.base_model.state_dict().items()
+            }
+            found[f"{name} {auto_class}"] = {"class": type(model).__name__, "weights": weights}
+    # A commit behind the branch that it was made on, and another branch.
     open_model("subnet", "halves", revision="halves")
+    open_model("moved", "pinned", revision=given["commits"]["pinned"])
+    # A subnet that the search named, out of the supernet.
+    supernet = AutoModelForMaskedLM.from_pretrained("me/supernet", trust_remote_code=True)
+    found["taken out"] = {"logits": supernet.extract_subnet("small")(**given["batch"]).logits}
     torch.save(found, answers)
 
 

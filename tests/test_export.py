@@ -12,6 +12,7 @@ import torch
 
 from script_utils import to_flags
 from testing_utils import (
+    SENTENCES,
     SHARCS_CLASSES,
     SUBNET_CLASSES,
     assert_close,
@@ -22,6 +23,7 @@ from testing_utils import (
     tiny_sharcs,
     tiny_subnet_config,
     tiny_supernet,
+    tiny_tokenizer,
 )
 
 
@@ -169,7 +171,45 @@ def test_a_quantized_width(script, routed, tmp_path):
         expected = model(**batch, width=0.25).logits
     difference = (torch.from_numpy(found) - expected).abs().max()
     assert 1e-4 < difference < 0.2 * expected.abs().max()
-    assert 1e-4 < report["largest_difference"]
+    assert 1e-4 < report["largest_difference"] and 0.5 <= report["same_answer"] <= 1
+    assert set(report["milliseconds"]) == {"pytorch", "onnx", "onnx_float32"}
+
+
+@needs_onnx
+def test_texts_are_compared(script, tmp_path, caplog):
+    tokenizer = tiny_tokenizer()
+    config = tiny_subnet_config(vocab_size=len(tokenizer))
+    model = randomise_(SUBNET_CLASSES["token-classification"](config)).eval()
+    for saved in (model, tokenizer):
+        saved.save_pretrained(tmp_path / "model")
+    (tmp_path / "texts.txt").write_text("\n\n".join(SENTENCES))
+    options = {"model_name_or_path": tmp_path / "model", "text_file": tmp_path / "texts.txt"}
+    with caplog.at_level("INFO"):
+        report = script.main(to_flags({**options, "output_dir": tmp_path / "onnx"}))
+    assert report["same_answer"] == 1 and report["largest_difference"] < 1e-4
+    assert "texts.txt" in caplog.text and "A batch of 5 rows, in turns: pytorch " in caplog.text
+    (tmp_path / "empty.txt").write_text("\n \n")
+    with pytest.raises(ValueError, match="empty.txt' has no lines with text"):
+        script.read_rows(script.ExportArguments("model", "out", text_file=str(tmp_path / "empty.txt")), model.config)
+
+
+def test_what_is_compared(script):
+    """Padding never is, nor are rows that take another width."""
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1], [1, 1, 1]])
+    expected = {"logits": torch.tensor([[[1.0, 0.0]] * 3] * 3), "width_indices": torch.tensor([0, 1, 1])}
+    found = {"logits": expected["logits"].clone(), "width_indices": torch.tensor([0, 1, 0])}
+    found["logits"][0, 2], found["logits"][2] = 9.0, 7.0
+    found["logits"][1, 0] = torch.tensor([1.0, 1.5])
+    report = script.compare(expected, found, mask, ["logits"])
+    assert report == {"same_width": pytest.approx(2 / 3), "largest_difference": 1.5, "same_answer": pytest.approx(0.8)}
+    places = {"start_logits": torch.tensor([[1.0, 2.0, 0.0], [0.0, 1.0, 2.0], [3.0, 0.0, 0.0]])}
+    moved = {
+        "start_logits": places["start_logits"] + torch.tensor([[0.0, 0.0, 5.0], [0.0, 0.0, 0.0], [0.0, 0.0, 4.0]])
+    }
+    report = script.compare(places, moved, mask, ["start_logits"])
+    assert report == {"largest_difference": 4.0, "same_answer": pytest.approx(2 / 3)}
+    rows = {"logits": torch.tensor([[0.1, 0.2], [0.2, 0.1], [0.0, 1.0]])}
+    assert script.compare(rows, rows, mask, ["logits"]) == {"largest_difference": 0.0, "same_answer": 1.0}
 
 
 # ---- the parts of a routed encoder, without ONNX --------------------------------------------------------------------

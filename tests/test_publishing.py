@@ -14,12 +14,23 @@ from huggingface_hub import ModelCard
 from test_hub import TRAVELLERS
 
 from hub_server import TOKEN, HubServer
-from testing_utils import assert_close, code_of, table_of
+from testing_utils import (
+    AUTO_CLASSES,
+    HEADS,
+    MOS_CLASSES,
+    SHARCS_CLASSES,
+    SUBNET_CLASSES,
+    assert_close,
+    code_of,
+    table_of,
+    tiny_backbone,
+)
+from trainers import push_to_hub
 from trainers.model_cards import FIGURE_NAME, MARKER
 
 
 TESTS = Path(__file__).resolve().parent
-KINDS = ("supernet", "subnet", "stock", "sharcs")
+KINDS = ("supernet", "subnet", "stock", "sharcs", "small")  # the last one has its code in the supernet's repository
 MODEL_FILES = {"config.json", "model.safetensors"}
 TOKENIZER_FILES = {"tokenizer.json", "tokenizer_config.json"}
 CARD_FILES = {"README.md", FIGURE_NAME}
@@ -118,8 +129,14 @@ def test_what_a_trainer_publishes(hub):
     # At every moment the repository could be opened: weights never came without their code.
     for commit in server.repositories["me/trained"].commits.values():
         assert "model.safetensors" not in commit or TRAVELLERS["subnet"] <= set(commit)
-    routed = {name for name in server.files("me/routed") if "/" not in name}
-    assert routed == MODEL_FILES | TOKENIZER_FILES | CARD_FILES | TRAVELLERS["sharcs"] | {"training_args.bin"}
+
+
+@pytest.mark.parametrize("name, kind", [("elastic", "supernet"), ("routed", "sharcs"), ("taught", "stock")])
+def test_what_the_other_trainers_publish(hub, name, kind):
+    files = {path for path in hub[0].files(f"me/{name}") if "/" not in path}
+    expected = MODEL_FILES | TOKENIZER_FILES | CARD_FILES | TRAVELLERS.get(kind, set()) | {"training_args.bin"}
+    assert files == expected
+    assert f'from_pretrained("me/{name}"' in code_of(card_on(hub[0], f"me/{name}"))
 
 
 # ---- what comes back ------------------------------------------------------------------------------------------------
@@ -128,14 +145,39 @@ def test_what_a_trainer_publishes(hub):
 @pytest.mark.parametrize("way", ["online", "offline"])
 @pytest.mark.parametrize("label", [*KINDS, "pinned", "halves"])
 def test_the_same_model_comes_back(hub, readers, way, label):
-    expected = hub[1]["expected"]["subnet" if label == "pinned" else label]
-    if label == "pinned":
-        expected = readers["online"]["subnet"]
-    found = readers[way][label]
+    expected, found = hub[1]["expected"][label], readers[way][label]
     assert found["weights"].keys() == expected["weights"].keys()
     for name, tensor in expected["weights"].items():
         assert torch.equal(found["weights"][name], tensor), name
     assert_close(found["logits"], expected["logits"])
+
+
+ENCODERS = [
+    *((kind, head) for kind in ("supernet", "subnet", "small") for head in HEADS),
+    *(("sharcs", head) for head in SHARCS_CLASSES),
+]
+
+
+@pytest.mark.parametrize("way", ["online", "offline"])
+@pytest.mark.parametrize("kind, head", ENCODERS)
+def test_every_auto_class_finds_the_encoder(hub, readers, kind, head, way):
+    found, expected = readers[way][f"{kind} {AUTO_CLASSES[head].__name__}"], hub[1]["expected"][kind]["weights"]
+    classes = {"supernet": MOS_CLASSES, "sharcs": SHARCS_CLASSES}.get(kind, SUBNET_CLASSES)
+    assert found["class"] == classes[head].__name__
+    common = found["weights"].keys() & expected.keys()
+    assert len(common) > 20 and all("pooler" in name for name in found["weights"].keys() - common)
+    for name in common:
+        assert torch.equal(found["weights"][name], expected[name]), name
+
+
+@pytest.mark.parametrize("way", ["online", "offline"])
+def test_a_subnet_of_the_front_is_taken_out(hub, readers, way):
+    assert_close(readers[way]["taken out"]["logits"], hub[1]["expected"]["small"]["logits"])
+
+
+def test_only_code_is_looked_for_elsewhere():
+    with pytest.raises(ValueError, match="BertForMaskedLM is a class of Transformers and needs no code; leave code_r"):
+        push_to_hub(tiny_backbone(), "me/plain", code_repo_id="me/supernet")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -169,6 +169,35 @@ def test_options_in_the_text(load_example):
         assert any(list(place.glob(path.rstrip("/"))) for place in places), path
 
 
-def test_links_to_files():
-    for target in re.findall(r"\]\((?!https?:|#)([^)]+)\)", README):
-        assert (ROOT / target).exists(), target
+# ---- other documents and settings -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "examples/README.md"])
+def test_links_to_files(name):
+    path = ROOT / name
+    targets = re.findall(r"\]\((?!https?:|#)([^)]+)\)", path.read_text(encoding="utf-8"))
+    assert targets
+    for target in targets:
+        assert (path.parent / target).exists(), target
+
+
+def test_every_script_has_a_row_in_the_table_of_examples():
+    table = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    for script in SCRIPTS.values():
+        runs = 'if __name__ == "__main__":' in script.read_text(encoding="utf-8")
+        if runs and script.parent.name != "benchmarks":
+            assert f"]({script.relative_to(EXAMPLES)})" in table, script
+
+
+def test_the_lowest_versions_are_the_floors():
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "setup.cfg", encoding="utf-8")
+    extras = settings["options.extras_require"]
+    required = [settings["options"]["install_requires"], extras["test"]]
+    floors = dict(re.findall(r"^([\w-]+)>=([\d.]+)", "\n".join(required), flags=re.MULTILINE))
+    pinned = dict(
+        re.findall(r"^([\w-]+)==([\d.]+)", (ROOT / "constraints-lowest.txt").read_text(), flags=re.MULTILINE)
+    )
+    assert pinned.keys() == floors.keys()
+    for name, version in pinned.items():
+        assert version.removesuffix(".0") == floors[name].removesuffix(".0"), name

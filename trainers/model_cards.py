@@ -4,6 +4,7 @@
 
 import copy
 import itertools
+import json
 import math
 import numbers
 import os
@@ -539,6 +540,7 @@ def push_to_hub(
     private: bool | None = None,
     token: bool | str | None = None,
     revision: str | None = None,
+    code_repo_id: str | None = None,
     **card,
 ) -> CommitInfo:
     """
@@ -554,11 +556,21 @@ def push_to_hub(
         private (`bool`, *optional*): Whether a new repository is private.
         token (`bool` or `str`, *optional*): The token, if not the stored one.
         revision (`str`, *optional*): A branch to commit to, made if it does not exist.
+        code_repo_id (`str`, *optional*): A repository with the model's code, such as that of a subnet's supernet, to
+            which the model then points instead of carrying code of its own.
         card: Arguments of [`write_model_card`].
 
     Returns:
         `CommitInfo`: of the commit.
+
+    Raises:
+        ValueError: if `code_repo_id` is given for a model that needs no code.
     """
+    if code_repo_id is not None and not _has_custom_code(model):
+        raise ValueError(
+            f"{type(model).__name__} is a class of Transformers and needs no code; leave "
+            f"code_repo_id={code_repo_id!r} out."
+        )
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     if revision is not None:
@@ -569,10 +581,25 @@ def push_to_hub(
         except EntryNotFoundError:
             pass
         model.save_pretrained(folder)
+        if code_repo_id is not None:
+            _point_to_code(Path(folder), code_repo_id)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         write_model_card(model, folder, repo_id=repo_id, **card)
         return api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message, revision=revision)
+
+
+def _point_to_code(folder: Path, repo_id: str) -> None:
+    """Takes the code out of a saved folder, whose configuration then names the repository to find it in."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["auto_map"] = {
+        auto_class: f"{repo_id}--{reference.rpartition('--')[2]}"
+        for auto_class, reference in config["auto_map"].items()
+    }
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    for file in folder.glob("*.py"):
+        file.unlink()
 
 
 class ModelCardMixin:

@@ -10,14 +10,19 @@ Exports a subnet or a routed encoder (SHARCS) to ONNX, for any batch size and le
 
 A subnet, or a routed encoder at a forced width, is one graph, model.onnx. A routed encoder is a graph up to the router
 (front.onnx), a graph for each width after it, and routing.json with the price and what each width costs;
-routed_runner.py runs them. Needs the extra `onnx`: pip install 'elastic-encoders[onnx]'.
+routed_runner.py runs them. Model and graphs are compared, and timed in turns, on random rows or on texts, 8-bit graphs
+also with the same ones in float32. Needs the extra `onnx`: pip install 'elastic-encoders[onnx]'.
 """
 
 import copy
 import importlib.util
 import json
+import math
 import os
+import shutil
+import statistics
 import sys
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +38,7 @@ from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
+    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -53,6 +59,7 @@ from example_utils import (  # noqa: E402
 )
 from modeling_sharcs import SharcsPreTrainedModel  # noqa: E402
 from modeling_sharcs.modeling_sharcs import SlicedLinear  # noqa: E402
+from sharcs_utils import longest_input  # noqa: E402
 
 
 logger = logging.get_logger("export_onnx")
@@ -67,6 +74,10 @@ HEADS = {
     "QuestionAnswering": (AutoModelForQuestionAnswering, ["start_logits", "end_logits"]),
 }
 NO_HEAD = (AutoModel, ["last_hidden_state"])
+MOST_TEXTS = 64
+ROUNDS = 7
+# Graphs before they are quantized, until they have been compared.
+FLOAT32 = "float32"
 
 
 @dataclass
@@ -85,6 +96,10 @@ class ExportArguments:
     quantize: str | None = field(
         default=None,
         metadata={"help": "'dynamic': 8-bit weights, activations scaled as they come.", "choices": ["dynamic"]},
+    )
+    text_file: str | None = field(
+        default=None,
+        metadata={"help": f"One text a line, of which the first {MOST_TEXTS} are compared instead of random rows."},
     )
 
     def __post_init__(self):
@@ -270,16 +285,17 @@ def export_graph(
 
 
 def quantize_weights(path: Path) -> None:
-    """Rewrites a graph with 8-bit weights, and activations that are scaled as they come."""
+    """Rewrites a graph with 8-bit weights, and activations that are scaled as they come; keeps the one it was."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     graph = onnx.load(path)
     # The exporter notes the shapes of weights, which quantization transposes and then finds contradicted.
     del graph.graph.value_info[:]
-    smaller = path.with_suffix(".int8")
-    quantize_dynamic(graph, smaller, weight_type=QuantType.QInt8, per_channel=True)
-    os.replace(smaller, path)
+    before = path.parent / FLOAT32 / path.name
+    before.parent.mkdir(exist_ok=True)
+    os.replace(path, before)
+    quantize_dynamic(graph, path, weight_type=QuantType.QInt8, per_channel=True)
 
 
 def export_model(model: PreTrainedModel, folder: Path, quantize: bool = False, **arguments: Any) -> int:
@@ -340,47 +356,99 @@ def export_routed(model: SharcsPreTrainedModel, folder: Path, quantize: bool = F
 
 # ---- comparison -----------------------------------------------------------------------------------------------------
 
+Run = Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]]
 
-@torch.no_grad()
-def compare(model: PreTrainedModel, folder: Path, routed: bool, **arguments: Any) -> dict[str, float]:
-    """
-    Runs model and graphs on random rows, more and longer ones than the graphs were made with.
 
-    Returns:
-        `dict[str, float]`: The largest difference of the head's outputs at real tokens, and of a routed encoder the
-        share of rows that take the same width; outputs are compared on those.
+def read_rows(options: ExportArguments, config: PreTrainedConfig) -> dict[str, torch.Tensor]:
     """
-    inputs = random_inputs(model.config, 8, 24, seed=1)
-    arrays = {name: values.numpy() for name, values in inputs.items()}
-    expected, outputs = model(**inputs, **arguments), output_names(model)
-    result = {}
-    same = torch.ones(8, dtype=torch.bool)
+    What is compared: texts, or random rows, more and longer ones than the graphs were made with.
+
+    Raises:
+        ValueError: The text file has no lines with text.
+    """
+    if options.text_file is None:
+        return random_inputs(config, 8, 24, seed=1)
+    lines = Path(options.text_file).read_text(encoding="utf-8").splitlines()
+    texts = [line for line in lines if line.strip()][:MOST_TEXTS]
+    if not texts:
+        raise ValueError(f"The text file {options.text_file!r} has no lines with text.")
+    tokenizer = AutoTokenizer.from_pretrained(options.model_name_or_path)
+    longest = longest_input(config, tokenizer)
+    rows = tokenizer(texts, padding=True, truncation=True, max_length=longest, return_tensors="pt")
+    return {name: rows[name] for name in input_names(config)}
+
+
+def open_graphs(folder: Path, routed: bool, outputs: Sequence[str]) -> Run:
+    """What a user of the folder calls."""
     if routed:
         from routed_runner import RoutedRunner
 
-        found = RoutedRunner(folder)(**arrays)
-        same = torch.from_numpy(found["width_indices"]) == expected.width_indices
-        result["same_width"] = same.float().mean().item()
+        runner = RoutedRunner(folder)
     else:
         import onnxruntime
 
         session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
-        found = dict(zip(outputs, session.run(outputs, arrays), strict=True))
-    differences = [(torch.from_numpy(found[name]) - expected[name]).abs() for name in outputs]
-    real = inputs["attention_mask"].bool() & same[:, None]
-    result["largest_difference"] = max(
-        difference[real if difference.shape[:2] == real.shape else same].max().item() if same.any() else 0.0
-        for difference in differences
-    )
+
+    def run(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        arrays = {name: values.numpy() for name, values in inputs.items()}
+        found = runner(**arrays) if routed else dict(zip(outputs, session.run(outputs, arrays), strict=True))
+        return {name: torch.from_numpy(values) for name, values in found.items()}
+
+    return run
+
+
+def time_in_turns(contestants: Mapping[str, Run], inputs: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    """Milliseconds of a call, medians over rounds in which all take turns, after one that does not count."""
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(ROUNDS + 1):
+        for name, run in contestants.items():
+            start = time.perf_counter()
+            run(inputs)
+            times[name].append(1e3 * (time.perf_counter() - start))
+    return {name: statistics.median(taken[1:]) for name, taken in times.items()}
+
+
+def compare(
+    expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor], mask: torch.Tensor, outputs: Sequence[str]
+) -> dict[str, float]:
+    """
+    Outputs of the graphs against the model's, at real tokens.
+
+    Returns:
+        `dict[str, float]`: The largest difference; the share of rows, or tokens, with the same best answer where the
+        outputs are scores; and of a routed encoder the share of rows that take the same width, on which alone outputs
+        are compared.
+    """
+    result = {}
+    same = torch.ones(len(mask), dtype=torch.bool)
+    if "width_indices" in found:
+        same = found["width_indices"] == expected["width_indices"]
+        result["same_width"] = same.float().mean().item()
+    real = mask.bool() & same[:, None]
+    differences, answers = [0.0], []
+    for name in outputs:
+        own, other = found[name], expected[name]
+        kept = real if own.shape[:2] == real.shape else same
+        if not kept.any():
+            continue
+        differences.append((own[kept] - other[kept]).abs().max().item())
+        if name.endswith("_logits"):  # scores of places, among which padding is none
+            kept, own, other = same, own.masked_fill(~real, -math.inf), other.masked_fill(~real, -math.inf)
+        if name.endswith("logits"):
+            answers.append((own[kept].argmax(dim=-1) == other[kept].argmax(dim=-1)).float())
+    result["largest_difference"] = max(differences)
+    if answers:
+        result["same_answer"] = torch.cat(answers).mean().item()
     return result
 
 
-def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     (options,) = parse_arguments(ExportArguments, arguments, description=__doc__.split("\n")[1])
     show_progress_messages(logger)
     require_packages()
     require_new_folder(options.output_dir)
     model = load_model(options)
+    rows = read_rows(options, model.config)
     quantize = options.quantize == "dynamic"
     forced = {} if options.width is None else {"width": options.width}
     # A single width leaves nothing to route.
@@ -391,12 +459,31 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
         else:
             size = export_model(model, folder, quantize, **forced)
         written = sum(file.stat().st_size for file in folder.glob("*.onnx"))
-        report = {"bytes": written, "bytes_float32": size, **compare(model, folder, routed, **forced)}
+        outputs = output_names(model)
+
+        @torch.no_grad()
+        def run_model(inputs: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+            return model(**inputs, **forced)
+
+        contestants = {"pytorch": run_model, "onnx": open_graphs(folder, routed, outputs)}
+        if quantize:
+            if routed:
+                shutil.copy(folder / "routing.json", folder / FLOAT32)
+            contestants["onnx_float32"] = open_graphs(folder / FLOAT32, routed, outputs)
+            shutil.rmtree(folder / FLOAT32)
+        found = compare(run_model(rows), contestants["onnx"](rows), rows["attention_mask"], outputs)
+        milliseconds = time_in_turns(contestants, rows)
+    report = {"bytes": written, "bytes_float32": size, **found, "milliseconds": milliseconds}
     logger.info("Wrote %s: %.1f MB (%.1f MB in float32).", options.output_dir, written / 1e6, size / 1e6)
+    what = "random rows" if options.text_file is None else f"rows of {options.text_file}"
+    logger.info("Largest difference from PyTorch on %s: %.2g.", what, report["largest_difference"])
+    for name, meaning in (("same_answer", "have the same best answer"), ("same_width", "take the same width")):
+        if name in report:
+            logger.info("%.1f%% of them %s.", 100 * report[name], meaning)
     logger.info(
-        "Largest difference from PyTorch on random rows: %.2g%s.",
-        report["largest_difference"],
-        f"; {report['same_width']:.0%} of them take the same width" if routed else "",
+        "A batch of %d rows, in turns: %s.",
+        len(rows["attention_mask"]),
+        ", ".join(f"{name} {value:.1f} ms" for name, value in milliseconds.items()),
     )
     return report
 
