@@ -122,8 +122,8 @@ class SharcsConfig(PreTrainedConfig):
             rows = [(float(row["price"]), float(row["share"])) for row in self.calibration["table"]]
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"`calibration` is not what `model.calibrate(dataloader)` stored ({error!r}): run it again, or take the "
-                "field out of config.json."
+                f"`calibration` is not what `model.calibrate(dataloader)` stored ({error!r}): run it again, or take "
+                "the field out of config.json."
             ) from None
         if not rows or not all(math.isfinite(value) for row in rows for value in row):
             raise ValueError(
