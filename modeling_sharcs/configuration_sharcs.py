@@ -3,6 +3,7 @@
 """Configuration of a sample-routed encoder (SHARCS)."""
 
 import difflib
+import math
 from dataclasses import fields
 from typing import Any, Literal
 
@@ -113,6 +114,22 @@ class SharcsConfig(PreTrainedConfig):
         heads = round(self.num_attention_heads * self.width_multipliers[index])
         share = heads / self.num_attention_heads
         return round(share * self.hidden_size), heads, round(share * self.intermediate_size)
+
+    def validate_calibration(self):
+        if self.calibration is None:
+            return
+        try:
+            rows = [(float(row["price"]), float(row["share"])) for row in self.calibration["table"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"`calibration` is not what `model.calibrate(dataloader)` stored ({error!r}): run it again, or take "
+                "the field out of config.json."
+            ) from None
+        if not rows or not all(math.isfinite(value) for row in rows for value in row):
+            raise ValueError(
+                "`calibration` has no rows, or numbers that are not finite: run `model.calibrate(dataloader)` again, "
+                "or take the field out of config.json."
+            )
 
     def validate_widths(self):
         """Refuses widths that do not give whole heads and channels; called on construction."""

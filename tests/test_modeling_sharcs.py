@@ -1192,6 +1192,26 @@ def test_record():
         assert lengths.tolist() == [13] * 20
 
 
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        ({"rows": 3}, r"not what `model.calibrate\(dataloader\)` stored \(KeyError\('table'\)\): run it again"),
+        ({"table": [{"price": "cheap", "share": 0.5}]}, "could not convert .*: run it again"),
+        ({"table": [{"price": 0.0, "share": float("nan")}]}, "numbers that are not finite: run"),
+        ({"table": []}, "`calibration` has no rows"),
+    ],
+)
+def test_a_damaged_calibration_is_refused(tmp_path, damage, message):
+    tiny_sharcs().save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "calibration": damage}))
+    with pytest.raises(Exception, match=message):
+        SharcsConfig.from_pretrained(tmp_path)
+    file.write_text(file.read_text()[:-30])
+    with pytest.raises(OSError, match="config.json"):
+        SharcsConfig.from_pretrained(tmp_path)
+
+
 def test_messages_of_the_calibration():
     model = tiny_sharcs()
     with pytest.raises(ValueError, match=r"no calibration; run `model.calibrate\(dataloader\)` on a few hundred"):

@@ -26,7 +26,9 @@ def prepare_teacher(trainer: Trainer, teacher: PreTrainedModel, partition: bool 
     zero.pop("offload_optimizer", None)
     precision = {name: given[name] for name in ("bf16", "fp16") if name in given}
     config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero, **precision}
-    return deepspeed.initialize(model=teacher, config=config)[0].eval()
+    engine, *_ = deepspeed.initialize(model=teacher, config=config)
+    engine.eval()
+    return engine
 
 
 def check_teacher(student: PreTrainedModel, teacher: PreTrainedModel, with_labels: bool) -> None:
