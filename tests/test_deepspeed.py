@@ -56,5 +56,5 @@ def test_gradients_are_reduced_once_an_optimizer_step(together, tiny_tokenizer, 
     # Beside them: losses, counts of tokens, the norm of the gradients.
     for name in ("ddp", "stage_1", "stage_2", "stage_3"):
         assert gradients <= reduced[name] < 1.02 * gradients, name
-    # Three sub-networks, two micro-batches.
-    assert 6 * gradients <= reduced["stage_2_each_pass"] < 6.1 * gradients
+    # Three sub-networks, two micro-batches; shallow ones have no gradients of all layers.
+    assert 5 * gradients < reduced["stage_2_each_pass"] <= 6.1 * gradients

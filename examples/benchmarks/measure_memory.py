@@ -11,7 +11,7 @@ peak is the process's resident memory (Linux), on a GPU what PyTorch has allocat
 """
 
 import json
-import multiprocessing
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -25,7 +25,7 @@ import torch
 
 # The helpers are one folder up; example scripts are run from anywhere and are not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from example_utils import parse_arguments, run_script, write_text_atomically  # noqa: E402
+from example_utils import parse_arguments, run_script, to_flags, write_text_atomically  # noqa: E402
 from modeling_mos import MosConfig, MosForMaskedLM  # noqa: E402
 from trainers import SupernetTrainer, SupernetTrainingArguments  # noqa: E402
 
@@ -138,11 +138,16 @@ PARTS = {"training": measure_training, "extraction": measure_extraction}
 
 
 def measure(arguments: MemoryArguments) -> dict[str, Any]:
-    processes = multiprocessing.get_context("spawn")
     found: dict[str, Any] = {"device": str(arguments.device), "arguments": asdict(arguments)}
-    for name in arguments.parts:
-        with processes.Pool(1) as pool:
-            found[name] = pool.apply(PARTS[name], (arguments,))
+    if len(arguments.parts) == 1:
+        (name,) = arguments.parts
+        return {**found, name: PARTS[name](arguments)}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in arguments.parts:
+            file = Path(folder) / f"{name}.json"
+            flags = to_flags({**asdict(arguments), "parts": [name], "output_file": str(file)})
+            subprocess.run([sys.executable, __file__, *flags], check=True, stdout=subprocess.DEVNULL)
+            found[name] = json.loads(file.read_text(encoding="utf-8"))[name]
     return found
 
 
