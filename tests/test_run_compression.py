@@ -167,6 +167,8 @@ def test_models_that_a_method_does_not_take(script, files, tmp_path):
     planned, left_out = plan(script, files, tmp_path, model_name_or_path=str(model))
     assert set(planned) == {"sharcs", "fewer_layers"} and planned["fewer_layers"] == {"num_hidden_layers": 1}
     assert left_out["mos_subnet"].endswith("camembert models, not of distilbert")
+    half, _ = plan(script, files, tmp_path, compute_budget=0.5, methods=["fewer_layers"])
+    assert half == {"fewer_layers": {"num_hidden_layers": 2}}  # of 4, with a head
     _, left_out = plan(script, files, tmp_path, supernet={"max_steps": 0}, methods=["mos_subnet"])
     assert left_out == {"mos_subnet": "no supernet is given, and --supernet says to train none"}
 
