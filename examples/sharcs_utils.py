@@ -47,11 +47,12 @@ _STRUCTURE = (
     "width_multipliers",
     "router_layer",
     "router_hidden_size",
+    "router_pooling",
     "entry",
     "id2label",
 )
 # What a backbone is given when it is converted, and a SHARCS model has.
-_CONVERSION = ("width_multipliers", "router_layer", "router_hidden_size", "router_pooling", "entry")
+_CONVERSION = ("width_multipliers", "router_layer", "router_hidden_size", "router_pooling", "entry", "norm_start")
 # Not worth a line for each budget.
 _DETAILS = ("width_", "routed_to_", "router_auc_")
 

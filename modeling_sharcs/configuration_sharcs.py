@@ -138,6 +138,8 @@ class SharcsConfig(PreTrainedConfig):
             raise ValueError("width_multipliers is empty; give at least 1.0, the backbone itself.")
         valid = [count / heads for count in range(1, heads + 1)]
         for width in self.width_multipliers:
+            if not math.isfinite(width):
+                raise ValueError(f"The width multiplier {width} is no number; give shares of the heads, such as 0.25.")
             exact = width * heads
             whole = abs(exact - round(exact)) < 1e-3 and 1 <= round(exact) <= heads
             if not whole:

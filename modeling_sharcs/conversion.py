@@ -4,6 +4,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -13,6 +14,8 @@ from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
+    BertConfig,
+    PreTrainedConfig,
 )
 from transformers.modeling_utils import PreTrainedModel
 
@@ -100,7 +103,7 @@ def sharcs_from_backbone(sharcs_class: type, backbone: str | PreTrainedModel, **
         overrides = kwargs
     else:
         hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
-        source = AutoConfig.from_pretrained(backbone, **hub)
+        source = _read_config(backbone, hub)
         _check_family(source)
         attn_implementation, dtype = kwargs.get("attn_implementation"), None
         narrow = _read_narrow_folder(backbone, source)
@@ -111,7 +114,8 @@ def sharcs_from_backbone(sharcs_class: type, backbone: str | PreTrainedModel, **
             # Read as it was saved: what overrides the configuration is ours, and its names are not all families'.
             loading = {name: value for name, value in kwargs.items() if name in _LOADING_ARGUMENTS}
             if _auto_class(sharcs_class) is AutoModelForQuestionAnswering:
-                loading["num_labels"] = 2  # starts and ends; DistilBERT refuses a classifier's other number
+                source.num_labels = 2  # starts and ends; DistilBERT refuses a classifier's other number
+            loading["config"] = source
             loaded = _auto_class(sharcs_class).from_pretrained(backbone, **loading)
             _check_whole(loaded)
             source, weights = loaded.config, loaded.state_dict()
@@ -119,7 +123,14 @@ def sharcs_from_backbone(sharcs_class: type, backbone: str | PreTrainedModel, **
             attn_implementation = source._attn_implementation
         overrides = {name: value for name, value in kwargs.items() if name in _OVERRIDES}
     weights = {re.sub(rf"^{prefix}\.", "", name): value for name, value in weights.items()}
-    config = SharcsConfig(**_config_values(source, weights, overrides), **overrides, **options)
+    values = _config_values(source, weights, overrides)
+    if source.model_type == "distilbert":
+        # Its heads drop out each in their own way.
+        kinds = {"TokenClassification": source.dropout, "QuestionAnswering": source.qa_dropout}
+        head = sharcs_class.__name__.partition("For")[2]
+        values["classifier_dropout"] = kinds.get(head, source.seq_classif_dropout)
+        values = {name: value for name, value in values.items() if name not in overrides}
+    config = SharcsConfig(**values, **overrides, **options)
     model = sharcs_class(config)
     if dtype is not None:
         model = model.to(dtype)
@@ -136,6 +147,14 @@ def _check_whole(backbone: PreTrainedModel) -> None:
             "The backbone's weights are partitioned over processes (DeepSpeed ZeRO-3) and cannot be copied; make the "
             "routed encoder without DeepSpeed, save it, and train the saved folder."
         )
+
+
+def _read_config(backbone: str, hub: dict[str, Any]) -> PreTrainedConfig:
+    """The configuration; one from before there was a `model_type` (DynaBERT's, for one) is BERT's."""
+    stored, _ = PreTrainedConfig.get_config_dict(backbone, **hub)
+    if "model_type" not in stored and "type_vocab_size" in stored:
+        return BertConfig.from_dict(stored)
+    return AutoConfig.from_pretrained(backbone, **hub)
 
 
 def _check_family(config) -> None:
@@ -197,7 +216,6 @@ def _config_values(source, weights: dict[str, torch.Tensor], overrides: dict) ->
             "hidden_act": source.activation,
             "hidden_dropout_prob": source.dropout,
             "attention_probs_dropout_prob": source.attention_dropout,
-            "classifier_dropout": source.seq_classif_dropout,
             "type_vocab_size": 0,
             "layer_norm_eps": 1e-12,
         }

@@ -504,9 +504,10 @@ class SharcsModel(SharcsPreTrainedModel):
         if attention_mask is not None and attention_mask.dim() != 2:
             raise ValueError(f"`attention_mask` must have the shape (batch, tokens), got {attention_mask.dim()} axes.")
 
-        hidden = front_state
         if front_state is None:
             hidden = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
+        else:
+            hidden = front_state.to(self.dtype)  # mixed precision may have returned it in another type
         mask = create_bidirectional_mask(
             config,
             inputs_embeds=hidden,
@@ -713,6 +714,9 @@ class SharcsForQuestionAnswering(SharcsPreTrainedModel):
     def __init__(self, config: SharcsConfig):
         super().__init__(config)
         self.sharcs = SharcsModel(config)
+        # Of the families, only DistilBERT's drops out before this head.
+        dropout = config.classifier_dropout if config.backbone_model_type == "distilbert" else None
+        self.dropout = nn.Dropout(dropout or 0.0)
         self.qa_outputs = nn.Linear(config.hidden_size, 2)
         self.post_init()
 
@@ -734,7 +738,8 @@ class SharcsForQuestionAnswering(SharcsPreTrainedModel):
     ) -> SharcsQuestionAnsweringOutput:
         r"""
         start_positions, end_positions (`torch.LongTensor` of shape `(batch,)`, *optional*):
-            First and last token of the answer; positions outside the sequence are ignored.
+            First and last token of the answer; positions beyond the sequence are ignored, negative ones mean the
+            first token.
         width (`float`, *optional*):
             Forces one width for all rows, see [`SharcsModel`].
 
@@ -743,7 +748,7 @@ class SharcsForQuestionAnswering(SharcsPreTrainedModel):
         outputs = self.sharcs(
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, width, return_dict=True, **kwargs
         )
-        start_logits, end_logits = self.qa_outputs(outputs.last_hidden_state).unbind(dim=-1)
+        start_logits, end_logits = self.qa_outputs(self.dropout(outputs.last_hidden_state)).unbind(dim=-1)
         loss = None
         if start_positions is not None and end_positions is not None:
             length = start_logits.shape[1]

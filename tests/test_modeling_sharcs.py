@@ -123,6 +123,14 @@ def test_defaults_are_the_published_ones():
             r"0.3 does not give whole heads \(1.2 of 4\); the nearest valid ones are 0.25 and 0.5",
         ),
         ({"width_multipliers": [0.5, 2.0]}, r"2.0 does not give whole heads \(8 of 4\)"),
+        (
+            {"width_multipliers": [float("nan"), 1.0]},
+            "The width multiplier nan is no number; give shares",
+        ),
+        (
+            {"width_multipliers": [float("inf"), 1.0]},
+            "The width multiplier inf is no number; give shares",
+        ),
         ({"width_multipliers": [0.0, 1.0]}, r"0.0 does not give whole heads \(0 of 4\)"),
         ({"width_multipliers": [0.25, 0.2501, 1.0]}, r"keep \[1, 1, 4\] heads; give each width once"),
         ({"width_multipliers": "1/3"}, "width_multipliers"),
@@ -529,6 +537,35 @@ def test_arguments_for_a_narrow_folder(tmp_path):
     assert model.dtype == torch.bfloat16 and model.config._attn_implementation == "eager"
     assert model.config.num_labels == 5 and model.config.classifier_dropout == 0.3
     assert SharcsForSequenceClassification.from_backbone(tmp_path, **options).dtype == torch.float32
+
+
+@each_head
+def test_a_folder_from_before_there_was_a_model_type(head, tmp_path):
+    backbone = tiny_backbone("bert", head)
+    backbone.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    stored = json.loads(path.read_text())
+    del stored["model_type"]
+    path.write_text(json.dumps(stored))
+    model = SHARCS_CLASSES[head].from_backbone(str(tmp_path), width_multipliers=[0.25, 1.0], router_layer=1)
+    batch = make_batch(model.config)
+    with torch.no_grad():
+        assert_close(model(**batch, width=1.0)[0], backbone(**batch)[0])
+
+
+@pytest.mark.parametrize(
+    "head, name",
+    [
+        ("sequence-classification", "seq_classif_dropout"),
+        ("token-classification", "dropout"),
+        ("question-answering", "qa_dropout"),
+    ],
+)
+def test_heads_of_distilbert_drop_out_as_they_do(head, name):
+    rates = {"seq_classif_dropout": 0.3, "dropout": 0.2, "qa_dropout": 0.4}
+    model = SHARCS_CLASSES[head].from_backbone(tiny_backbone("distilbert", head, **rates), router_layer=1)
+    owner = model.classifier if head == "sequence-classification" else model
+    assert owner.dropout.p == rates[name]
 
 
 def test_a_folder_without_all_weights_is_refused(tmp_path):

@@ -655,6 +655,58 @@ def test_bf16(tiny_tokenizer, tmp_path):
     assert 0 < largest_change(weights_of(half.model), weights_of(single.model)) < 0.1
 
 
+@pytest.mark.parametrize("options", [{}, {"bf16_full_eval": True}], ids=str)
+@pytest.mark.parametrize("every", [True, False])
+def test_all_in_bf16(tiny_tokenizer, tmp_path, options, every):
+    model = make_sharcs(tiny_tokenizer)
+    if not options:
+        model = model.to(torch.bfloat16)
+    trainer = make_sharcs_trainer(
+        tiny_tokenizer,
+        tmp_path,
+        model,
+        bf16=True,
+        train_every_width=every,
+        distillation_weight=0.5,
+        hardness_source="agreement",
+        num_train_epochs=2,
+        hardness_window=1,
+        **options,
+    )
+    assert np.isfinite(trainer.train().training_loss) and np.isfinite(trainer.evaluate()["eval_loss"])
+
+
+@pytest.mark.parametrize("source", ["training", "evaluation", "agreement"])
+def test_a_diverged_run_keeps_its_good_checkpoint(tiny_tokenizer, tmp_path, source):
+    trainer = make_saving(
+        tiny_tokenizer, tmp_path, save_strategy="steps", save_steps=1, save_total_limit=1, hardness_source=source
+    )
+    broken = trainer.model.classifier.dense.weight
+
+    class Break(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 3:
+                broken.data[0, 0] = math.nan
+
+    trainer.add_callback(Break())
+    with pytest.raises(ValueError, match="Training has diverged: 1 of .* weights .*classifier.dense.weight .*-2'"):
+        trainer.train()
+    assert folders(tmp_path) == ["checkpoint-2"]
+
+
+def test_divergence_in_the_last_step_is_noticed(tiny_tokenizer, tmp_path):
+    trainer = make_sharcs_trainer(tiny_tokenizer, tmp_path, hardness_source="evaluation")
+
+    class Break(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == state.max_steps:
+                trainer.model.classifier.out_proj.bias.data[:] = math.inf
+
+    trainer.add_callback(Break())
+    with pytest.raises(ValueError, match="Training has diverged: .* or clip gradients, and start again"):
+        trainer.train()
+
+
 def test_diverged_scores_stop_the_run(tiny_tokenizer, tmp_path):
     trainer = make_sharcs_trainer(tiny_tokenizer, tmp_path, learning_rate=1e30)
     with pytest.raises(
@@ -811,7 +863,9 @@ def test_checkpoints_without_a_history_have_a_sentence(tiny_tokenizer, tmp_path)
     make_saving(tiny_tokenizer, tmp_path).train()
     checkpoint = tmp_path / "checkpoint-5"
     assert (checkpoint / "hardness.safetensors").is_file()
+    # As another trainer would have written it.
     os.remove(checkpoint / "hardness.safetensors")
+    os.remove(checkpoint / "checksums.json")
     message = (
         "no hardness history .*checkpoint-5/hardness.safetensors; a checkpoint written with save_only_model has none"
     )
@@ -1059,6 +1113,14 @@ def test_curve_files(tmp_path):
             {"train_every_width": True, "width_batches": "alternating"},
             "train_every_width runs every width in each step",
         ),
+        (
+            {"train_every_width": True, "repeat_smaller_buckets": True},
+            "repeat_smaller_buckets has no effect with train_every_width",
+        ),
+        ({"dataloader_drop_last": True}, "does not take dataloader_drop_last=True: every sample is trained"),
+        ({"batch_eval_metrics": True}, "does not take batch_eval_metrics=True: metrics are computed for every width"),
+        ({"eval_do_concat_batches": False}, "does not take eval_do_concat_batches=False: rows are routed once"),
+        ({"include_for_metrics": ["inputs"]}, r"does not take include_for_metrics=\['inputs'\]: metrics are given"),
         ({"ddp_find_unused_parameters": True}, "leave out ddp_find_unused_parameters"),
         ({"train_sampling_strategy": "sequential"}, "is 'random' or 'group_by_length', not 'sequential'"),
         # Of the trainer, which knows model and data.
@@ -1127,6 +1189,19 @@ def test_models_and_data_that_make_no_sense_have_a_sentence(tiny_tokenizer, tmp_
     broken = make_labelled(tiny_tokenizer, "regression")
     broken = broken.remove_columns("labels").add_column("labels", [0.5, float("nan"), *[1.0] * (len(broken) - 2)])
     refuse("The label of training row 1 is nan; mend or drop", problem="regression", train_dataset=broken)
+    smoothed = {"label_smoothing_factor": 0.1}
+    for problem in ("regression", "multi_label_classification", "question_answering"):
+        refuse(
+            f"label_smoothing_factor=0.1 is for one class of several and has no effect on {problem.replace('_', ' ')}",
+            problem=problem,
+            train_dataset=make_labelled(tiny_tokenizer, problem),
+            arguments=smoothed,
+        )
+    for label in (-100, 3):
+        wrong = rows.remove_columns("labels").add_column("labels", [0, label, *[1] * (len(rows) - 2)])
+        refuse(
+            f"The label of training row 1 is {label}, but the model has 3 classes, 0 to 2; mend", train_dataset=wrong
+        )
     with pytest.raises(ValueError, match="SharcsTrainer needs a `model`"):
         SharcsTrainer(None, make_sharcs_arguments(tmp_path), model_init=lambda: student)
     trainer = SharcsTrainer(make_sharcs(tiny_tokenizer), make_sharcs_arguments(tmp_path))

@@ -222,6 +222,19 @@ class SharcsTrainingArguments(TrainingArguments):
             raise ValueError(
                 "train_every_width runs every width in each step; use width_batches='joint' or 'one_per_rank'."
             )
+        if self.train_every_width and self.repeat_smaller_buckets:
+            raise ValueError(
+                "repeat_smaller_buckets has no effect with train_every_width, where every width has all samples; "
+                "leave one of them out."
+            )
+        for name, usual, why in (
+            ("dataloader_drop_last", False, "every sample is trained and scored once an epoch"),
+            ("batch_eval_metrics", False, "metrics are computed for every width once all rows have been predicted"),
+            ("eval_do_concat_batches", True, "rows are routed once all have been predicted"),
+            ("include_for_metrics", [], "metrics are given predictions and labels only"),
+        ):
+            if getattr(self, name) != usual:
+                raise ValueError(f"SharcsTrainer does not take {name}={getattr(self, name)!r}: {why}. Leave it out.")
 
 
 @dataclass

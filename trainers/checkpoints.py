@@ -8,6 +8,7 @@ import os
 import shutil
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, rotate_checkpoints
@@ -63,7 +64,7 @@ class StagedCheckpointMixin:
     """
     Mixin for a `Trainer`: a checkpoint is written to a folder beside, renamed when all processes have finished, and
     only then old ones are deleted, so that a kill at any moment leaves a whole checkpoint to resume from. One whose
-    files were damaged since is refused.
+    files were damaged since is refused. Weights that are not finite stop the run, before they replace those that are.
     """
 
     _staging = False
@@ -76,7 +77,28 @@ class StagedCheckpointMixin:
         if resume_from_checkpoint:
             last = get_last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else None
             check_files(last or str(resume_from_checkpoint))
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        output = super().train(resume_from_checkpoint, *args, **kwargs)
+        self._check_weights()
+        return output
+
+    def _check_weights(self) -> None:
+        """
+        Raises:
+            ValueError: if training has diverged.
+        """
+        if self.is_fsdp_enabled:
+            return  # Each process has parts of them.
+        weights = {name: value for name, value in self.model.named_parameters() if value.is_floating_point()}
+        finite = torch.stack([value.detach().isfinite().all().to(self.args.device) for value in weights.values()])
+        if finite.all():
+            return
+        broken = [name for name, whole in zip(weights, finite.tolist(), strict=True) if not whole]
+        last = get_last_checkpoint(self.args.output_dir)
+        raise ValueError(
+            f"Training has diverged: {len(broken)} of {len(weights)} weights hold numbers that are not finite, "
+            f"{broken[0]} for one; nothing was saved. Lower the learning rate or clip gradients, and "
+            + (f"continue from {last!r}." if last else "start again.")
+        )
 
     def _run_epoch(self, *args, **kwargs):
         if self.state.global_step >= self.state.max_steps:
@@ -99,6 +121,7 @@ class StagedCheckpointMixin:
 
     def _save_checkpoint(self, model, trial):
         run_dir = self._get_output_dir(trial)
+        self._check_weights()
         staging = os.path.join(run_dir, STAGING_FOLDER)
         final = os.path.join(run_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
         try:

@@ -346,7 +346,7 @@ class HardnessHistory:
             raise ValueError(
                 f"{int(bad.sum())} of {len(bad)} training samples have no finite score in epoch {self.num_epochs} "
                 f"(the first one is sample {int(bad.nonzero()[0])}): their logits were not finite, so training has "
-                "diverged; lower the learning rate or clip gradients, and continue from the last checkpoint."
+                "diverged; lower the learning rate or clip gradients, and continue from an earlier checkpoint."
             )
         self.epochs = torch.cat([self.epochs, scores.unsqueeze(1)], dim=1)
         self._start_epoch()

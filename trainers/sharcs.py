@@ -111,6 +111,11 @@ class SharcsTrainer(ModelCardMixin, LossComponentsMixin, StagedCheckpointMixin, 
         self.problem = find_problem(model, self.label_names, rows)
         if "SequenceClassification" in type(model).__name__:
             model.config.problem_type = self.problem  # pipelines go by it
+        if args.label_smoothing_factor and self.problem not in ("single_label_classification", "token_classification"):
+            raise ValueError(
+                f"label_smoothing_factor={args.label_smoothing_factor:g} is for one class of several and has no "
+                f"effect on {self.problem.replace('_', ' ')}; leave it out."
+            )
         self.intervals = self._read_intervals(model)
         weights = args.width_loss_weights or [1.0] * len(widths)
         if len(weights) != len(widths):
@@ -118,6 +123,7 @@ class SharcsTrainer(ModelCardMixin, LossComponentsMixin, StagedCheckpointMixin, 
         self.width_loss_weights = weights
         if self.train_dataset is not None:
             self._check_training_set()
+            self._check_classes()
         self.error_scale = self._find_error_scale()
         self.teacher = None
         if teacher is not None:
@@ -216,15 +222,29 @@ class SharcsTrainer(ModelCardMixin, LossComponentsMixin, StagedCheckpointMixin, 
         """Standard deviation of a regression's training labels: the unit of its errors."""
         if self.problem != "regression" or self.train_dataset is None:
             return 1.0
-        dataset = self.train_dataset
-        names = getattr(dataset, "column_names", None) or []
-        name = next((name for name in ("labels", "label") if name in names), None)
-        labels = dataset[name] if name else [label_of(dataset[index]) for index in range(len(dataset))]
-        labels = np.asarray(labels, dtype=np.float64)
+        labels = np.asarray(self._training_labels(), dtype=np.float64)
         if not np.isfinite(labels).all():
             row = int((~np.isfinite(labels)).reshape(len(labels), -1).any(axis=1).argmax())
             raise ValueError(f"The label of training row {row} is {labels[row]}; mend or drop the row.")
         return float(np.std(labels)) or 1.0
+
+    def _check_classes(self) -> None:
+        if self.problem != "single_label_classification":
+            return
+        labels = np.asarray(self._training_labels()).reshape(-1)
+        outside = (labels < 0) | (labels >= self.model.config.num_labels)
+        if outside.any():
+            row = int(outside.argmax())
+            raise ValueError(
+                f"The label of training row {row} is {labels[row]}, but the model has {self.model.config.num_labels} "
+                f"classes, 0 to {self.model.config.num_labels - 1}; mend or drop the row, or give `num_labels`."
+            )
+
+    def _training_labels(self):
+        dataset = self.train_dataset
+        names = getattr(dataset, "column_names", None) or []
+        name = next((name for name in ("labels", "label") if name in names), None)
+        return dataset[name] if name else [label_of(dataset[index]) for index in range(len(dataset))]
 
     # ---- data -------------------------------------------------------------------------------------------------------
 
