@@ -26,6 +26,7 @@ from modeling_sharcs.modeling_sharcs import choose_widths
 from .arguments import SharcsTrainingArguments
 from .checkpoints import StagedCheckpointMixin
 from .components import LossComponentsMixin
+from .evaluation import OrderedEvaluationMixin
 from .hardness import (
     HardnessHistory,
     agreement_targets,
@@ -50,7 +51,7 @@ logger = logging.get_logger(__name__)
 HARDNESS_NAME = "hardness.safetensors"
 
 
-class SharcsTrainer(ModelCardMixin, LossComponentsMixin, StagedCheckpointMixin, Trainer):
+class SharcsTrainer(ModelCardMixin, LossComponentsMixin, OrderedEvaluationMixin, StagedCheckpointMixin, Trainer):
     """
     Trains a SHARCS model (any `Sharcs…For…` with more than one width; https://huggingface.co/papers/2310.12126).
 

@@ -1,0 +1,23 @@
+# Copyright 2026 The elastic-encoders authors.
+# Licensed under the Apache License, Version 2.0: http://www.apache.org/licenses/LICENSE-2.0
+"""Evaluation in the order of the rows."""
+
+from torch.utils.data import Sampler, SequentialSampler
+from transformers.trainer_utils import has_length
+
+
+class OrderedEvaluationMixin:
+    """
+    Mixin for a `Trainer`: predictions come in the order of the rows. With `train_sampling_strategy="group_by_length"`
+    Trainer shuffles the rows that it evaluates too, and gives predictions back in that order, of which nobody knows.
+    """
+
+    def _get_eval_sampler(self, eval_dataset) -> Sampler | None:
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_eval_sampler(eval_dataset)
+        if eval_dataset is None or not has_length(eval_dataset) or self.args.world_size > 1:
+            return None  # accelerate deals them out in their order
+        return SequentialSampler(eval_dataset)
+
+
+__all__ = ["OrderedEvaluationMixin"]
