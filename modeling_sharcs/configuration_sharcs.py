@@ -116,6 +116,7 @@ class SharcsConfig(PreTrainedConfig):
         return round(share * self.hidden_size), heads, round(share * self.intermediate_size)
 
     def validate_calibration(self):
+        """Refuses a table of prices that was damaged; called on construction."""
         if self.calibration is None:
             return
         try:
