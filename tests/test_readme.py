@@ -22,7 +22,14 @@ EXAMPLES = ROOT / "examples"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SCRIPTS = {path.name: path for path in EXAMPLES.rglob("*.py")}
 # What the shell fills in.
-VARIABLES = {"$SEED": "1", "$FLAGS": "", "$NOVELS": "novels.txt", "$HELD_OUT": "held_out.txt", "${ARM}": "plain"}
+VARIABLES = {
+    "$SEED": "1",
+    "$TASK": "rte",
+    "$FLAGS": "",
+    "$NOVELS": "novels.txt",
+    "$HELD_OUT": "held_out.txt",
+    "${ARM}": "plain",
+}
 # Options of programs that are not ours, and of Transformers' own arguments.
 OTHER_PROGRAMS = {"nproc_per_node", "help", "array"}
 
