@@ -412,7 +412,7 @@ def test_outside_teacher(tiny_tokenizer, tmp_path, every):
 def test_before_targets_a_run_is_ordinary_fine_tuning(tiny_tokenizer, tmp_path):
     backbone = make_bert(tiny_tokenizer, "sequence-classification", intermediate_size=36)
     routed = SharcsForSequenceClassification.from_backbone(
-        backbone, width_multipliers=[0.25, 1.0], router_layer=1, router_hidden_size=9
+        backbone, width_multipliers=[0.25, 1.0], router_layer=1, router_hidden_size=9, entry="projection"
     )
     untouched = {name: value for name, value in weights_of(routed).items() if "router" in name or "entry" in name}
     assert untouched
@@ -582,13 +582,16 @@ def count_calls(trainer) -> Counter:
     return calls
 
 
-def test_parts_of_the_loss_are_logged(tiny_tokenizer, tmp_path):
-    trainer, _ = train_both(
-        tiny_tokenizer, tmp_path, train_every_width=True, distillation_weight=0.5, hidden_states_weight=0.5
-    )
-    parts = {"width_0.25_loss", "width_1_loss", "width_0.25_distillation", "width_0.25_hidden_states", "router_loss"}
-    logged = set().union(*trainer.state.log_history)
-    assert parts <= logged
+def test_the_logged_parts_make_up_the_loss(tiny_tokenizer, tmp_path):
+    weights = {"distillation_weight": 0.3, "hidden_states_weight": 0.6, "router_loss_weight": 0.8}
+    trainer, _ = train_both(tiny_tokenizer, tmp_path, train_every_width=True, **weights)
+    steps = [entry for entry in trainer.state.log_history if "loss" in entry]
+    for step in steps:
+        narrow = step["width_0.25_loss"] + 0.3 * step["width_0.25_distillation"]
+        narrow += 0.6 * step["width_0.25_hidden_states"]
+        expected = (narrow + step["width_1_loss"]) / 2 + 0.8 * step.get("router_loss", 0.0)
+        assert step["loss"] == pytest.approx(expected, rel=1e-3)
+    assert "router_loss" in steps[-1] and "router_loss" not in steps[0]
 
 
 # ---- epochs ---------------------------------------------------------------------------------------------------------
