@@ -12,7 +12,6 @@ reduced once an update; reducing them in every backward pass, as the published c
 there are sub-networks and micro-batches. Sizes are those of the published run unless said otherwise.
 """
 
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -24,8 +23,9 @@ import torch
 
 
 # The helpers are one folder up; example scripts are run from anywhere and are not installed.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from example_utils import parse_arguments, run_script, write_text_atomically  # noqa: E402
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
+from benchmark_utils import report  # noqa: E402
+from example_utils import parse_arguments, run_script  # noqa: E402
 from modeling_mos import MosConfig, MosForMaskedLM  # noqa: E402
 
 
@@ -114,10 +114,7 @@ def _processor_seconds(run: Callable[[], Any]) -> float:
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     (parsed,) = parse_arguments(EstimateArguments, arguments, __doc__)
     found = estimate(parsed)
-    text = json.dumps(found, indent=2)
-    if parsed.output_file:
-        write_text_atomically(parsed.output_file, text + "\n")
-    print(text)
+    report(found, parsed.output_file)
     return found
 
 

@@ -24,8 +24,9 @@ import torch
 
 
 # The helpers are one folder up; example scripts are run from anywhere and are not installed.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from example_utils import parse_arguments, run_script, to_flags, write_text_atomically  # noqa: E402
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
+from benchmark_utils import report  # noqa: E402
+from example_utils import parse_arguments, run_script, to_flags  # noqa: E402
 from modeling_mos import MosConfig, MosForMaskedLM  # noqa: E402
 from trainers import SupernetTrainer, SupernetTrainingArguments  # noqa: E402
 
@@ -154,10 +155,7 @@ def measure(arguments: MemoryArguments) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     (parsed,) = parse_arguments(MemoryArguments, arguments, __doc__)
     found = measure(parsed)
-    text = json.dumps(found, indent=2)
-    if parsed.output_file:
-        write_text_atomically(parsed.output_file, text + "\n")
-    print(text)
+    report(found, parsed.output_file)
     return found
 
 
