@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -71,6 +72,7 @@ class MixExperts(torch.autograd.Function):
         return mixed
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, gradient: torch.Tensor):
         experts, probabilities = ctx.saved_tensors
         taken = experts[ctx.taken]
