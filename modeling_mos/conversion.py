@@ -50,8 +50,8 @@ _SUBNET_CLASSES = {
 }
 
 # Fields that every configuration has and that describe what the head knows.
-_TASK_FIELDS = ("id2label", "label2id", "problem_type")
-_BACKBONE_FIELDS = (
+TASK_FIELDS = ("id2label", "label2id", "problem_type")
+BACKBONE_FIELDS = (
     "vocab_size",
     "hidden_size",
     "num_hidden_layers",
@@ -82,7 +82,7 @@ def supernet_from_backbone(supernet_class: type, backbone: str | PreTrainedModel
     """See [`MosPreTrainedModel.from_backbone`]."""
     mos_fields = {field.name for field in fields(MosConfig)} - {field.name for field in fields(MosBackboneConfig)}
     mos_fields |= {"sparse_prediction"}
-    known = [*sorted(mos_fields), *_BACKBONE_OVERRIDES, *_LOADING_ARGUMENTS, *_BACKBONE_FIELDS]
+    known = [*sorted(mos_fields), *_BACKBONE_OVERRIDES, *_LOADING_ARGUMENTS, *BACKBONE_FIELDS]
     for name in kwargs:
         if name not in known:
             raise ValueError(
@@ -90,7 +90,7 @@ def supernet_from_backbone(supernet_class: type, backbone: str | PreTrainedModel
                 + (suggestion(name, known) or f" It takes {known}.")
             )
     options = {name: kwargs.pop(name) for name in list(kwargs) if name in mos_fields}
-    sizes = sorted(set(kwargs) & set(_BACKBONE_FIELDS[:5]))
+    sizes = sorted(set(kwargs) & set(BACKBONE_FIELDS[:5]))
     if sizes:
         raise ValueError(f"The sizes of a backbone are its own: {sizes} cannot be given; use `search_space`.")
     if isinstance(backbone, PreTrainedModel):
@@ -109,9 +109,9 @@ def supernet_from_backbone(supernet_class: type, backbone: str | PreTrainedModel
             "supernet without DeepSpeed, save it, and train the saved folder."
         )
     source = backbone.config
-    values = {name: getattr(source, name) for name in _BACKBONE_FIELDS if hasattr(source, name)}
+    values = {name: getattr(source, name) for name in BACKBONE_FIELDS if hasattr(source, name)}
     # `problem_type` may have been filled in by a loss that the backbone computed; it describes the head all the same.
-    values |= {name: getattr(source, name) for name in _TASK_FIELDS}
+    values |= {name: getattr(source, name) for name in TASK_FIELDS}
     if "num_labels" in kwargs:
         values.pop("id2label"), values.pop("label2id")
     values |= kwargs
@@ -210,7 +210,7 @@ def extract_subnet(supernet: PreTrainedModel, architecture: Architecture) -> Pre
     supernet.search_space.validate(architecture)
     kind = next(cls.__name__ for cls in type(supernet).__mro__ if cls.__name__ in _SUBNET_CLASSES)
     config = supernet.config
-    common = {name: getattr(config, name) for name in (*_BACKBONE_FIELDS, *_TASK_FIELDS)}
+    common = {name: getattr(config, name) for name in (*BACKBONE_FIELDS, *TASK_FIELDS)}
     extract = _extract_with_bottlenecks if supernet.search_space.bottleneck else _extract_stock
     subnet = extract(supernet, architecture, kind, common)
     subnet.tie_weights()

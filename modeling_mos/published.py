@@ -24,7 +24,7 @@ from torch import nn
 
 from .architecture import PRESET_ALIASES, Architecture, SearchSpace
 from .configuration_mos import MosConfig
-from .conversion import _BACKBONE_FIELDS, _TASK_FIELDS
+from .conversion import BACKBONE_FIELDS, TASK_FIELDS
 from .modeling_mos import (
     MosFeedForward,
     MosForMaskedLM,
@@ -428,7 +428,7 @@ def config_from_published(config: Mapping[str, Any], search_space: str | dict[st
             f"The configuration has mixing={mixing!r}, but the search space has bottleneck={space.bottleneck}; give "
             "the `search_space` that the checkpoint was trained for."
         )
-    values = {name: config[name] for name in (*_BACKBONE_FIELDS, *_TASK_FIELDS) if name in config}
+    values = {name: config[name] for name in (*BACKBONE_FIELDS, *TASK_FIELDS) if name in config}
     return MosConfig(**values, search_space=space.to_dict(), **_routing_options(config))
 
 

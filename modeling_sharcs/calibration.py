@@ -90,8 +90,8 @@ def row_flops(model: PreTrainedModel, lengths: torch.Tensor) -> tuple[torch.Tens
     known, places = lengths.unique(return_inverse=True)
     spent, full = [], []
     for length in known.tolist():
-        spent.append([model._flops(length, index, routed=True) for index in range(last + 1)])
-        full.append(model._flops(length, last, routed=False))
+        spent.append([model.path_flops(length, index, routed=True) for index in range(last + 1)])
+        full.append(model.path_flops(length, last, routed=False))
     return torch.tensor(spent, dtype=torch.double)[places], torch.tensor(full, dtype=torch.double)[places]
 
 

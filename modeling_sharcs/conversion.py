@@ -99,12 +99,12 @@ def sharcs_from_backbone(sharcs_class: type, backbone: str | PreTrainedModel, **
         source, weights = backbone.config, backbone.state_dict()
         prefix, class_name = backbone.base_model_prefix, type(backbone).__name__
         attn_implementation, dtype = source._attn_implementation, backbone.dtype
-        _check_family(source)
+        check_family(source)
         overrides = kwargs
     else:
         hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
         source = _read_config(backbone, hub)
-        _check_family(source)
+        check_family(source)
         attn_implementation, dtype = kwargs.get("attn_implementation"), None
         narrow = _read_narrow_folder(backbone, source)
         if narrow is not None:
@@ -157,7 +157,7 @@ def _read_config(backbone: str, hub: dict[str, Any]) -> PreTrainedConfig:
     return AutoConfig.from_pretrained(backbone, **hub)
 
 
-def _check_family(config) -> None:
+def check_family(config) -> None:
     if config.model_type not in BACKBONE_MODEL_TYPES:
         raise ValueError(
             f"A backbone of model type {config.model_type!r} is not supported; supported are "
@@ -250,14 +250,18 @@ def _head_dim_of(inner: int, hidden: int, intermediate: int, source) -> int:
     )
 
 
+def our_name(name: str) -> str | None:
+    """Our name of an encoder's stock parameter, given without the base model's prefix; `None` for one of a head."""
+    for pattern, replacement in _RENAMES:
+        if re.match(pattern, name):
+            return re.sub(pattern, replacement, name)
+    return None
+
+
 def _rename(weights: dict[str, torch.Tensor], class_name: str, config: SharcsConfig) -> dict[str, torch.Tensor]:
     """Encoder weights under our names, and the head's where it is of a kind that we have."""
-    renamed = {}
-    for name, value in weights.items():
-        for pattern, replacement in _RENAMES:
-            if re.match(pattern, name):
-                renamed[f"sharcs.{re.sub(pattern, replacement, name)}"] = value
-                break
+    ours = {name: our_name(name) for name in weights}
+    renamed = {f"sharcs.{ours[name]}": value for name, value in weights.items() if ours[name]}
     renamed |= {name: value for name, value in weights.items() if name.startswith("qa_outputs.")}
     if "TokenClassification" in class_name:
         renamed |= {name: value for name, value in weights.items() if name.startswith("classifier.")}

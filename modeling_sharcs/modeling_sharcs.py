@@ -185,6 +185,8 @@ class SharcsLayer(GradientCheckpointingLayer):
         self.output = SlicedLinear(config.intermediate_size, config.hidden_size)
         self.output_norm = WidthNorm(num_widths, config.hidden_size, config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        # DistilBERT drops out of feed-forward blocks only.
+        self.attention_dropout = nn.Identity() if config.backbone_model_type == "distilbert" else self.dropout
 
     def forward(
         self,
@@ -196,7 +198,7 @@ class SharcsLayer(GradientCheckpointingLayer):
     ):
         size, heads, intermediate = sizes
         attended, weights = self.attention(hidden, attention_mask, heads, **kwargs)
-        hidden = self.attention_norm(self.dropout(attended) + hidden, norm_index)
+        hidden = self.attention_norm(self.attention_dropout(attended) + hidden, norm_index)
         fed = self.output(self.activation(self.intermediate(hidden, intermediate)), size)
         return self.output_norm(self.dropout(fed) + hidden, norm_index), weights
 
@@ -358,7 +360,8 @@ class SharcsPreTrainedModel(PreTrainedModel):
         per_token = 4 * size * inner + 2 * size * intermediate + 2 * sequence_length * inner
         return 2 * sequence_length * per_token
 
-    def _flops(self, sequence_length: int, index: int, routed: bool) -> int:
+    def path_flops(self, sequence_length: int, index: int, routed: bool) -> int:
+        """FLOPs of one sequence at the width of `index`, with or without the router's, see `count_flops`."""
         config = self.config
         full = config.width_sizes(len(config.width_multipliers) - 1)
         size = config.width_sizes(index)[0]
@@ -393,13 +396,13 @@ class SharcsPreTrainedModel(PreTrainedModel):
         """
         num_widths = len(self.config.width_multipliers)
         if width is not None:
-            return self._flops(sequence_length, self.width_index(width), routed=num_widths > 1)
+            return self.path_flops(sequence_length, self.width_index(width), routed=num_widths > 1)
         if self.config.router_price is None:
-            return self._flops(sequence_length, num_widths - 1, routed=num_widths > 1)
+            return self.path_flops(sequence_length, num_widths - 1, routed=num_widths > 1)
         from .calibration import shares_at_price
 
         shares = shares_at_price(self)
-        return sum(share * self._flops(sequence_length, index, True) for index, share in enumerate(shares))
+        return sum(share * self.path_flops(sequence_length, index, True) for index, share in enumerate(shares))
 
     def published_flops(self, sequence_length: int = 128, width: float = 1.0) -> float:
         """
@@ -420,8 +423,8 @@ class SharcsPreTrainedModel(PreTrainedModel):
     def relative_costs(self, sequence_length: int = 128) -> list[float]:
         """Each width's share of full FLOPs, which the router's price multiplies."""
         last = len(self.config.width_multipliers) - 1
-        full = self._flops(sequence_length, last, routed=False)
-        return [self._flops(sequence_length, index, routed=False) / full for index in range(last + 1)]
+        full = self.path_flops(sequence_length, last, routed=False)
+        return [self.path_flops(sequence_length, index, routed=False) / full for index in range(last + 1)]
 
 
 class SharcsModel(SharcsPreTrainedModel):

@@ -26,10 +26,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.modeling_utils import PreTrainedModel
 
-from .conversion import _RENAMES, _check_family
+from .conversion import check_family, our_name
 
 
-# What the axes of a weight run over, by names after `_RENAMES`; a bias or a norm has the first axis only. "embedding"
+# What the axes of a weight run over, by names after `our_name`; a bias or a norm has the first axis only. "embedding"
 # is the residual stream too, unless a projection stands between (ELECTRA). `None` is left as it is.
 _ENCODER_AXES = (
     (r"embeddings\.\w+_embeddings\.", (None, "embedding")),
@@ -255,7 +255,7 @@ def reorder_backbone(
         orders["heads"] = (orders["heads"].unsqueeze(-1) * head_size + within).flatten(1)
     reordered = copy.deepcopy(model)
     for name, parameter in reordered.named_parameters():
-        layer = re.match(r"layers\.(\d+)\.", _our_name(name, model))
+        layer = re.match(r"layers\.(\d+)\.", _conversion_name(name, model))
         for axis, kind in enumerate(axes[name]):
             if kind in orders:
                 order = orders[kind] if kind == "channels" else orders[kind][int(layer[1])]
@@ -263,15 +263,11 @@ def reorder_backbone(
     return reordered
 
 
-def _our_name(name: str, model: PreTrainedModel) -> str:
+def _conversion_name(name: str, model: PreTrainedModel) -> str:
     """A stock name of a module or parameter as the conversion has it, the same for every family."""
-    # Renames are written for names of parameters, which go on after their module's name.
+    # The conversion renames parameters, whose names go on after their module's.
     name = f"{name.removeprefix(f'{model.base_model_prefix}.')}."
-    for pattern, replacement in _RENAMES:
-        if re.match(pattern, name):
-            name = re.sub(pattern, replacement, name)
-            break
-    return name.removesuffix(".")
+    return (our_name(name) or name).removesuffix(".")
 
 
 def _axes_of_parameters(model: PreTrainedModel) -> dict[str, tuple[str | None, ...]]:
@@ -281,7 +277,7 @@ def _axes_of_parameters(model: PreTrainedModel) -> dict[str, tuple[str | None, .
             f"Re-ordering takes a loaded Transformers model, got {type(model).__name__}; load a name or a folder with "
             "an Auto class, and merge adapters into the model first."
         )
-    _check_family(model.config)
+    check_family(model.config)
     class_name = type(model).__name__
     head_axes = next((rules for ending, rules in _HEAD_AXES.items() if class_name.endswith(ending)), None)
     if head_axes is None:
@@ -289,10 +285,10 @@ def _axes_of_parameters(model: PreTrainedModel) -> dict[str, tuple[str | None, .
             f"Re-ordering does not know the head of {class_name}; supported are base models and the heads "
             f"{list(_HEAD_AXES)[1:]}."
         )
-    projected = "embeddings.projection" in {_our_name(name, model) for name, _ in model.named_modules()}
+    projected = "embeddings.projection" in {_conversion_name(name, model) for name, _ in model.named_modules()}
     axes = {}
     for name, parameter in model.named_parameters():
-        ours = _our_name(name, model)
+        ours = _conversion_name(name, model)
         kinds = next((kinds for pattern, kinds in (*_ENCODER_AXES, *head_axes) if re.match(pattern, ours)), None)
         if kinds is None:
             raise ValueError(
@@ -307,7 +303,9 @@ def _axes_of_parameters(model: PreTrainedModel) -> dict[str, tuple[str | None, .
 def _sizes(model: PreTrainedModel) -> tuple[int, int, int, int]:
     """Layers, heads, channels of a head, neurons: families name them differently, so the weights are asked."""
     linears = {
-        _our_name(name, model): module for name, module in model.named_modules() if isinstance(module, nn.Linear)
+        _conversion_name(name, model): module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
     }
     heads = model.config.num_attention_heads
     return (
@@ -388,7 +386,7 @@ def _recorded_activations(model: PreTrainedModel) -> Iterator[dict[tuple[str, in
         activations["stream", 0].append(start)
         return start
 
-    modules = {_our_name(name, model): module for name, module in model.named_modules()}
+    modules = {_conversion_name(name, model): module for name, module in model.named_modules()}
     start = modules.get("embeddings.projection", modules["embeddings"])
     handles = [start.register_forward_hook(start_graph)]
     for layer in range(model.config.num_hidden_layers):

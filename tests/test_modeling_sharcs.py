@@ -298,6 +298,23 @@ def test_the_widest_path_is_the_backbone(kind, head):
 
 
 @each_backbone
+@each_head
+def test_dropout_is_in_the_backbones_places(kind, head):
+    """With one seed, the widest path drops what the backbone drops: the same draws in the same order."""
+    backbone = tiny_backbone(kind, head)
+    model = SHARCS_CLASSES[head].from_backbone(backbone, **OPTIONS)
+    batch, found = make_batch(model.config), []
+    for module, options in ((backbone, {}), (model, {"width": 1.0})):
+        module.train()
+        torch.manual_seed(0)
+        with torch.no_grad():
+            found.append(main_outputs(module(**batch, **options)))
+    assert_all_close(found[1], found[0][: len(found[1])])
+    backbone.eval()
+    assert (main_outputs(backbone(**batch))[0] - found[0][0]).abs().max() > 1e-3
+
+
+@each_backbone
 def test_from_a_folder(kind, tmp_path):
     backbone = tiny_backbone(kind, "sequence-classification")
     backbone.save_pretrained(tmp_path)

@@ -521,6 +521,25 @@ def test_padding_does_not_matter(tiny_tokenizer, tmp_path, problem):
     assert max(seen) <= tokens  # the new padding was cut off again
 
 
+def test_a_router_that_reads_padding_is_given_the_collators(tiny_tokenizer, tmp_path):
+    """As published: the same rows with more padding are other rows to the router, and to nothing before it."""
+    model = make_sharcs(tiny_tokenizer, router_pooling="all")
+    options = {"per_device_train_batch_size": 6, "router_loss_before_targets": True}
+    trainer = make_sharcs_trainer(tiny_tokenizer, tmp_path, model, rows=6, **options)
+    (batch,) = steps_of(trainer)
+    padded = {name: value if name in ("routing", "labels") else F.pad(value, (0, 9)) for name, value in batch.items()}
+    seen = []
+    model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    found, expected = gradients_of(trainer, padded), gradients_of(trainer, batch)
+    tokens = batch["input_ids"].shape[1]
+    assert set(seen) == {tokens, tokens + 9}
+    moved = {name: (found[name] - expected[name]).abs().max() for name in expected}
+    assert max(change for name, change in moved.items() if "router" in name) > 1e-4
+    assert max(change for name, change in moved.items() if name.startswith("classifier")) < 1e-5
+
+
 def test_padding_of_a_batch_does_not_change_scores(tiny_tokenizer, tmp_path):
     """Of spans, too, whose probabilities are shares of a whole row, also in evaluation."""
     for problem in ("question_answering", "token_classification"):
