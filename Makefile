@@ -8,6 +8,9 @@ CONSTRAINTS ?= constraints.txt
 #   make install TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
 TORCH_INDEX_URL ?=
 
+# Optional parts that are installed, and so tested.
+EXTRAS ?= test,plots,metrics,published,onnx,tensorboard
+
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c $(CONSTRAINTS)
@@ -36,7 +39,7 @@ $(STAMP): setup.cfg pyproject.toml $(CONSTRAINTS)
 			"python3-venv), or give an environment that exists: make install VENV=DIR" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) $(TORCH_INDEX) torch
-	$(PIP_INSTALL) $(TORCH_INDEX) -e ".[test,plots,metrics,published]"
+	$(PIP_INSTALL) $(TORCH_INDEX) -e ".[$(EXTRAS)]"
 	@touch $@
 
 quickstart: $(STAMP)  ## run the whole story on data that it makes itself (examples/quickstart.py)
@@ -47,7 +50,7 @@ test: $(STAMP)  ## run the tests that are not marked slow, a file at a time on e
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
 test-lowest:  ## run the same tests with the oldest versions that setup.cfg allows, in .venv-lowest
-	$(MAKE) test VENV=.venv-lowest CONSTRAINTS=constraints-lowest.txt
+	$(MAKE) test VENV=.venv-lowest CONSTRAINTS=constraints-lowest.txt EXTRAS=test,plots,metrics,published
 
 # DeepSpeed has ninja and the C++ compiler build an operation in its first run ever, which takes a minute.
 test-distributed: export HF_HUB_OFFLINE = 1

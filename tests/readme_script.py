@@ -65,7 +65,7 @@ def make_files() -> dict[str, object]:
         "compute_metrics": lambda found: {"accuracy": float(np.mean(found.predictions.argmax(-1) == found.label_ids))},
         "calibration_loader": loader,
         "batch": next(iter(loader)),
-        "texts": documents[:3],
+        "texts": [document.split("\n")[0] for document in documents[:3]],
     }
 
 

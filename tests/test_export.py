@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from script_utils import to_flags
+from script_utils import read_table, to_flags, write_table, write_task_folder
 from testing_utils import (
     SENTENCES,
     SHARCS_CLASSES,
@@ -191,6 +191,68 @@ def test_texts_are_compared(script, tmp_path, caplog):
     (tmp_path / "empty.txt").write_text("\n \n")
     with pytest.raises(ValueError, match="empty.txt' has no lines with text"):
         script.read_rows(script.ExportArguments("model", "out", text_file=str(tmp_path / "empty.txt")), model.config)
+
+
+def save_classifier(script, folder, task: str):
+    """A classifier of a task with its labels the other way round, its tokenizer, and the task's files."""
+    tokenizer, task = tiny_tokenizer(), script.DataArguments(task_name=task).task
+    write_task_folder(folder, SENTENCES * 20, task)
+    names = dict(enumerate(reversed(task.label_names)))
+    labels = {"num_labels": 2, "id2label": names} if names else {"num_labels": 1}
+    model = tiny_sharcs(vocab_size=len(tokenizer), **labels)
+    for saved in (model, tokenizer):
+        saved.save_pretrained(folder / "model")
+    return model, task
+
+
+@pytest.mark.parametrize("task", ["rte", "stsb"])
+def test_labelled_rows_are_scored(script, tmp_path, task):
+    """Each contestant by its own outputs, with labels in the model's order."""
+    model, task = save_classifier(script, tmp_path, task)
+    options = script.ExportArguments("model", "out", task_name=task.name, data_dir=str(tmp_path))
+    loader, compute_metrics = script.read_labelled_rows(options.data, model, str(tmp_path / "model"))
+    labels = [batch["labels"] for batch in loader]
+    written = [row[task.label_column] for row in read_table(tmp_path / task.name / "dev.tsv")]
+    known = [model.config.id2label[int(label)] if task.label_names else f"{label:.3f}" for label in torch.cat(labels)]
+    assert known == written
+
+    def contestant(sign: int):
+        left = iter(labels)
+
+        def run(batch):
+            assert set(batch) == set(script.input_names(model.config))
+            answers = next(left)
+            best = torch.nn.functional.one_hot(answers, 2) if task.label_names else answers[:, None]
+            return {"logits": sign * best.float()}
+
+        return run
+
+    found = script.score({"right": contestant(1), "contrary": contestant(-1)}, loader, compute_metrics)
+    metric, worst = ("accuracy", 0) if task.label_names else ("pearson", -1)
+    assert found["right"][metric] == pytest.approx(1) and found["contrary"][metric] == pytest.approx(worst)
+
+
+@needs_onnx
+def test_graphs_are_scored_beside_the_model(script, tmp_path):
+    save_classifier(script, tmp_path, "rte")
+    options = {"task_name": "rte", "data_dir": tmp_path, "width": 0.25, "quantize": "dynamic"}
+    folders = {"model_name_or_path": tmp_path / "model", "output_dir": tmp_path / "onnx"}
+    scores = script.main(to_flags({**folders, **options}))["scores"]
+    assert set(scores) == {"pytorch", "onnx", "onnx_float32"}
+    assert scores["pytorch"] == scores["onnx_float32"] and scores["onnx"].keys() == {"accuracy"}
+
+
+def test_what_cannot_be_scored_has_a_sentence(script, tmp_path):
+    options = script.ExportArguments("model", "out", validation_file="rows.csv")
+    with pytest.raises(ValueError, match="SharcsForQuestionAnswering is not scored on labelled rows"):
+        script.read_labelled_rows(options.data, tiny_sharcs("question-answering"), "model")
+    with pytest.raises(ValueError, match="data_dir='rows' needs a task_name"):
+        script.ExportArguments("model", "out", data_dir="rows")
+    (tmp_path / "RTE").mkdir()
+    write_table(tmp_path / "RTE" / "train.tsv", ["sentence1", "sentence2", "label"], [("a", "b", "entailment")])
+    options = script.ExportArguments("model", "out", task_name="rte", data_dir=str(tmp_path))
+    with pytest.raises(ValueError, match="There are no rows to score on; give validation_file"):
+        script.read_labelled_rows(options.data, tiny_sharcs(), "model")
 
 
 def test_what_is_compared(script):

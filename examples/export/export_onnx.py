@@ -11,7 +11,8 @@ Exports a subnet or a routed encoder (SHARCS) to ONNX, for any batch size and le
 A subnet, or a routed encoder at a forced width, is one graph, model.onnx. A routed encoder is a graph up to the router
 (front.onnx), a graph for each width after it, and routing.json with the price and what each width costs;
 routed_runner.py runs them. Model and graphs are compared, and timed in turns, on random rows or on texts, 8-bit graphs
-also with the same ones in float32. Needs the extra `onnx`: pip install 'elastic-encoders[onnx]'.
+also with the same ones in float32. With labelled rows (--task_name, --data_dir or --validation_file, as run_glue.py
+reads them) each gets its score. Needs the extra `onnx`: pip install 'elastic-encoders[onnx]'.
 """
 
 import copy
@@ -30,7 +31,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import DatasetDict
 from torch import nn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -39,15 +43,17 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
+    EvalPrediction,
     PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.utils import ModelOutput, logging
 
 
-# The helpers are one folder up, the runner is beside; example scripts are run from anywhere and are not installed.
+# The helpers are one folder up and in another one, the runner is beside; example scripts are run from anywhere and are
+# not installed.
 EXAMPLES = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(EXAMPLES), str(EXAMPLES / "export")]
+sys.path[:0] = [str(EXAMPLES), str(EXAMPLES / "export"), str(EXAMPLES / "text-classification")]
 import modeling_mos  # noqa: E402, F401 - registers its models with the auto classes
 from example_utils import (  # noqa: E402
     parse_arguments,
@@ -56,6 +62,15 @@ from example_utils import (  # noqa: E402
     show_progress_messages,
     write_folder_atomically,
     write_text_atomically,
+)
+from glue_utils import (  # noqa: E402
+    DataArguments,
+    get_label_names,
+    glue_compute_metrics,
+    load_task_datasets,
+    load_tokenizer,
+    make_collator,
+    preprocess,
 )
 from modeling_sharcs import SharcsPreTrainedModel  # noqa: E402
 from modeling_sharcs.modeling_sharcs import SlicedLinear  # noqa: E402
@@ -76,6 +91,7 @@ HEADS = {
 NO_HEAD = (AutoModel, ["last_hidden_state"])
 MOST_TEXTS = 64
 ROUNDS = 7
+SCORED_BATCH = 32
 # Graphs before they are quantized, until they have been compared.
 FLOAT32 = "float32"
 
@@ -101,8 +117,22 @@ class ExportArguments:
         default=None,
         metadata={"help": f"One text a line, of which the first {MOST_TEXTS} are compared instead of random rows."},
     )
+    task_name: str | None = field(
+        default=None, metadata={"help": "A GLUE task, whose validation rows model and graphs are scored on."}
+    )
+    data_dir: str | None = field(default=None, metadata={"help": "A folder with the task's classic TSV files."})
+    validation_file: str | None = field(
+        default=None, metadata={"help": "Labelled rows to score on: a .csv, .tsv, .json or .jsonl file."}
+    )
+
+    @property
+    def data(self) -> DataArguments | None:
+        """Labelled rows, where some are named."""
+        names = {"task_name": self.task_name, "data_dir": self.data_dir, "validation_file": self.validation_file}
+        return DataArguments(**names) if any(names.values()) else None
 
     def __post_init__(self):
+        self.data  # noqa: B018 - refuses what contradicts itself
         if self.width is not None and self.compute_budget is not None:
             raise ValueError(
                 f"--width {self.width} runs every row at one width, so that --compute_budget {self.compute_budget} "
@@ -442,6 +472,43 @@ def compare(
     return result
 
 
+def read_labelled_rows(data: DataArguments, model: PreTrainedModel, name: str):
+    """
+    Validation rows in batches, with labels in the model's order, and the metrics that score them.
+
+    Raises:
+        ValueError: The model is no sequence classifier, or knows other labels; there are no validation rows.
+    """
+    if not type(model).__name__.endswith("ForSequenceClassification"):
+        raise ValueError(f"{type(model).__name__} is not scored on labelled rows, only sequence classifiers are.")
+    raw = load_task_datasets(data)
+    if "validation" not in raw:
+        raise ValueError("There are no rows to score on; give validation_file, or a task with a validation split.")
+    tokenizer = load_tokenizer(name, model.config.vocab_size)
+    data.max_seq_length = min(data.max_seq_length, longest_input(model.config, tokenizer))
+    rows = preprocess(DatasetDict(validation=raw["validation"]), tokenizer, data, config=model.config)["validation"]
+    names = get_label_names(DatasetDict(validation=rows))
+    rows = rows.select_columns([*input_names(model.config), "label"])
+    loader = DataLoader(rows, SCORED_BATCH, collate_fn=make_collator(tokenizer, data, half_precision=False))
+    return loader, glue_compute_metrics(data.task_name, names is None, names)
+
+
+def score(
+    contestants: Mapping[str, Run], loader: DataLoader, compute_metrics: Callable[[EvalPrediction], dict[str, float]]
+) -> dict[str, dict[str, float]]:
+    """Metrics of every contestant on the same batches."""
+    logits: dict[str, list[torch.Tensor]] = {name: [] for name in contestants}
+    labels = []
+    for batch in tqdm(loader, desc="Scoring"):
+        labels.append(batch.pop("labels"))
+        for name, run in contestants.items():
+            logits[name].append(run(batch)["logits"])
+    references = torch.cat(labels).numpy()
+    return {
+        name: compute_metrics(EvalPrediction(torch.cat(found).numpy(), references)) for name, found in logits.items()
+    }
+
+
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     (options,) = parse_arguments(ExportArguments, arguments, description=__doc__.split("\n")[1])
     show_progress_messages(logger)
@@ -449,6 +516,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     require_new_folder(options.output_dir)
     model = load_model(options)
     rows = read_rows(options, model.config)
+    labelled = None if options.data is None else read_labelled_rows(options.data, model, options.model_name_or_path)
     quantize = options.quantize == "dynamic"
     forced = {} if options.width is None else {"width": options.width}
     # A single width leaves nothing to route.
@@ -465,7 +533,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         def run_model(inputs: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
             return model(**inputs, **forced)
 
-        contestants = {"pytorch": run_model, "onnx": open_graphs(folder, routed, outputs)}
+        contestants: dict[str, Run] = {"pytorch": run_model, "onnx": open_graphs(folder, routed, outputs)}
         if quantize:
             if routed:
                 shutil.copy(folder / "routing.json", folder / FLOAT32)
@@ -473,13 +541,16 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             shutil.rmtree(folder / FLOAT32)
         found = compare(run_model(rows), contestants["onnx"](rows), rows["attention_mask"], outputs)
         milliseconds = time_in_turns(contestants, rows)
-    report = {"bytes": written, "bytes_float32": size, **found, "milliseconds": milliseconds}
+        scores = {} if labelled is None else {"scores": score(contestants, *labelled)}
+    report = {"bytes": written, "bytes_float32": size, **found, **scores, "milliseconds": milliseconds}
     logger.info("Wrote %s: %.1f MB (%.1f MB in float32).", options.output_dir, written / 1e6, size / 1e6)
     what = "random rows" if options.text_file is None else f"rows of {options.text_file}"
     logger.info("Largest difference from PyTorch on %s: %.2g.", what, report["largest_difference"])
     for name, meaning in (("same_answer", "have the same best answer"), ("same_width", "take the same width")):
         if name in report:
             logger.info("%.1f%% of them %s.", 100 * report[name], meaning)
+    for name, metrics in report.get("scores", {}).items():
+        logger.info("%s: %s.", name, ", ".join(f"{metric} {value:.4g}" for metric, value in metrics.items()))
     logger.info(
         "A batch of %d rows, in turns: %s.",
         len(rows["attention_mask"]),
