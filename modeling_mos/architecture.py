@@ -317,10 +317,17 @@ class SearchSpace:
             object.__setattr__(self, name, tuple(sorted(set(values))))
         lonely = [width for width in self.hidden_sizes if all(choice[0] != width for choice in self.layer_choices)]
         if lonely:
+            undivided = [width for width in lonely if all(width % heads for heads in self.num_attention_heads)]
+            if undivided:
+                heads = self.num_attention_heads
+                near = sorted({max(1, round(width / count)) * count for width in undivided for count in heads})
+                raise ValueError(
+                    f"The hidden sizes {undivided} are divisible by none of the head counts {list(heads)}; use "
+                    f"multiples, such as {near}, or give other `num_attention_heads`."
+                )
             raise ValueError(
-                f"The hidden sizes {lonely} allow no layer: each width must be divisible by one of the head counts "
-                f"{list(self.num_attention_heads)} and reach {self.minimum_intermediate_ratio} times itself in one of "
-                "the feed-forward choices."
+                f"The hidden sizes {lonely} allow no layer: none of the feed-forward choices reaches "
+                f"{minimum} times that width; add larger ones, or lower `minimum_intermediate_ratio`."
             )
 
     @classmethod

@@ -407,7 +407,8 @@ class MosPreTrainedModel(PreTrainedModel):
                 The subnet to take out, or the name of an entry of the front that a search stored in the
                 configuration; the default architecture if neither this nor `max_parameters` is given.
             max_parameters (`int`, *optional*):
-                Takes the largest entry of the stored front with at most that many parameters.
+                Takes the best entry of the stored front with at most that many parameters: by its `rank`, as
+                [`~modeling_mos.search.name_front`] stores it, or else the largest.
 
         Returns:
             `MosSubnetFor…` with this model's head; in a space without bottlenecks the stock class of the backbone's
@@ -431,7 +432,8 @@ class MosPreTrainedModel(PreTrainedModel):
         front = self.config.front
         if not front:
             raise ValueError(
-                "This supernet's configuration stores no front of searched architectures (`config.front`); give an "
+                "This supernet's configuration stores no front of searched architectures (`config.front`), which "
+                "run_search.py writes, or `name_front` of what `EvolutionarySearch` finds; without a search, give an "
                 "architecture, such as `supernet.sample_architecture(max_parameters=...)`."
             )
         if max_parameters is not None:
@@ -442,7 +444,8 @@ class MosPreTrainedModel(PreTrainedModel):
                     f"No architecture of the stored front has at most {max_parameters:,} parameters; the smallest has "
                     f"{smallest:,}."
                 )
-            entry = max(fitting, key=lambda candidate: candidate["parameters"])
+            # More parameters are not better where the front trades off something else, such as latency.
+            entry = max(fitting, key=lambda candidate: (-candidate.get("rank", 0), candidate["parameters"]))
         else:
             named = {candidate["name"]: candidate for candidate in front}
             if architecture not in named:

@@ -440,8 +440,13 @@ class QuestionAnsweringHeadMixin:
             the spans considered). Fewer than `top_k` where the context has fewer spans.
 
         Raises:
-            ValueError: if the context is empty or the question leaves no room for it.
+            ValueError: if the context is empty or the question leaves no room for it, or they are no strings.
         """
+        if not isinstance(question, str) or not isinstance(context, str):
+            raise ValueError(
+                f"`predict_spans` takes one question and one context, got a {type(question).__name__} and a "
+                f"{type(context).__name__}; call it once for each pair."
+            )
         if not context.strip():
             raise ValueError("The context is empty; there is nothing to answer from.")
         config = self.config

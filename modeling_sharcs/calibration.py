@@ -233,14 +233,19 @@ def set_compute_budget(model: PreTrainedModel, budget: float, unit: str = "flops
     lowest, highest = min(shares), max(shares)
     if not lowest - 1e-9 <= budget <= max(highest, 1.0) + 1e-9:
         what = "FLOPs" if unit == "flops" else "latency"
+        way_out = (
+            "1 already sends every row through the widest path"
+            if budget > highest
+            else "for less, train narrower widths or an earlier router"
+        )
         raise ValueError(
             f"A compute budget of {budget:g} of full {what} is out of reach: this model can spend {lowest:.3f} to "
-            f"{highest:.3f}; for less, train narrower widths or an earlier router."
+            f"{highest:.3f}; {way_out}."
         )
-    # Dearer compute never raises the share; the cheapest price that keeps to the budget spends the most of it.
-    price = (
-        next(row["price"] for row in rows if row[column] <= budget + 1e-9) if budget < highest else rows[0]["price"]
-    )
+    # All of it is the widest path, whatever the router itself adds. Below, dearer compute never raises the share; the
+    # cheapest price that keeps to the budget spends the most of it.
+    everything = budget >= min(highest, 1.0)
+    price = rows[0]["price"] if everything else next(row["price"] for row in rows if row[column] <= budget + 1e-9)
     model.config.router_price = price
     return price
 

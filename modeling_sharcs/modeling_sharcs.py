@@ -32,7 +32,7 @@ from transformers.modeling_outputs import (
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.models.bert.modeling_bert import eager_attention_forward
-from transformers.utils.generic import can_return_tuple
+from transformers.utils.generic import can_return_tuple, maybe_autocast
 
 from .configuration_sharcs import SharcsConfig
 
@@ -204,7 +204,10 @@ class SharcsLayer(GradientCheckpointingLayer):
 
 
 class SharcsRouter(nn.Module):
-    """Linear, ReLU, Linear over the pooled output of the last full-width layer: one logit a width."""
+    """
+    Linear, ReLU, Linear over the pooled output of the last full-width layer: one logit a width. In float32 always, as
+    routers of mixtures of experts are: in half precision rows that differ by little would all be routed the same way.
+    """
 
     def __init__(self, config: SharcsConfig):
         super().__init__()
@@ -213,12 +216,15 @@ class SharcsRouter(nn.Module):
         self.output = nn.Linear(config.router_hidden_size, len(config.width_multipliers))
 
     def forward(self, hidden: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        hidden = hidden.float()
         if attention_mask is None or self.pooling == "all":
             pooled = hidden.mean(dim=1)
         else:
-            mask = attention_mask.to(hidden.dtype).unsqueeze(-1)
+            mask = attention_mask.float().unsqueeze(-1)
             pooled = (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
-        return self.output(F.relu(self.hidden(pooled)))
+        with maybe_autocast(hidden.device.type, enabled=False):
+            scores = F.relu(F.linear(pooled, self.hidden.weight.float(), self.hidden.bias.float()))
+            return F.linear(scores, self.output.weight.float(), self.output.bias.float())
 
 
 class SharcsEntry(nn.Module):
@@ -794,8 +800,13 @@ class SharcsForQuestionAnswering(SharcsPreTrainedModel):
             the spans considered). Fewer than `top_k` where the context has fewer spans.
 
         Raises:
-            ValueError: if the context is empty or the question leaves no room for it.
+            ValueError: if the context is empty or the question leaves no room for it, or they are no strings.
         """
+        if not isinstance(question, str) or not isinstance(context, str):
+            raise ValueError(
+                f"`predict_spans` takes one question and one context, got a {type(question).__name__} and a "
+                f"{type(context).__name__}; call it once for each pair."
+            )
         if not context.strip():
             raise ValueError("The context is empty; there is nothing to answer from.")
         config = self.config

@@ -468,6 +468,15 @@ def test_extraction_by_name_and_by_size(tmp_path):
         assert source.extract_subnet(max_parameters=10**9).config.architecture == found[-1]
 
 
+def test_of_entries_that_fit_the_best_is_taken():
+    """Of a front of speed against quality, the one with the most parameters need not be the best."""
+    model, found = with_front()
+    for entry, rank in zip(model.config.front, (3, 1, 2), strict=True):
+        entry["rank"] = rank
+    assert model.extract_subnet(max_parameters=10**9).config.architecture == found[1]
+    assert model.extract_subnet(max_parameters=model.count_parameters(found[0])).config.architecture == found[0]
+
+
 def test_front_errors():
     model, found = with_front()
     smallest = f"{model.count_parameters(found[0]):,}"
@@ -479,7 +488,7 @@ def test_front_errors():
         model.extract_subnet("small", max_parameters=10**9)
     empty = tiny_supernet()
     for arguments in ({"architecture": "small"}, {"max_parameters": 10**9}):
-        with pytest.raises(ValueError, match=r"stores no front .*; give an architecture"):
+        with pytest.raises(ValueError, match=r"stores no front .* which run_search.py writes.* give an architecture"):
             empty.extract_subnet(**arguments)
 
 

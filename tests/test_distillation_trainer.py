@@ -18,7 +18,16 @@ from transformers import (
     pipeline,
 )
 
-from testing_utils import AUTO_CLASSES, SUBNET_CLASSES, assert_close, randomise_, tiny_backbone, tiny_subnet_config
+from testing_utils import (
+    AUTO_CLASSES,
+    SUBNET_CLASSES,
+    assert_close,
+    randomise_,
+    tiny_backbone,
+    tiny_sharcs,
+    tiny_subnet_config,
+    tiny_supernet,
+)
 from trainers import DistillationTrainer, DistillationTrainingArguments
 from trainers.distillation import MAPS_NAME
 from training_utils import (
@@ -784,3 +793,15 @@ def test_a_model_without_labels_to_learn(tiny_tokenizer, tmp_path):
     with pytest.raises(ValueError, match="The training rows have no labels; "):
         trainer.train()
     assert isinstance(trainer.model, nn.Module)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (tiny_supernet, "MosForSequenceClassification is a supernet; take a subnet out with `extract_subnet`"),
+        (tiny_sharcs, "only one path of SharcsForSequenceClassification, and no router; use SharcsTrainer"),
+    ],
+)
+def test_elastic_students_are_refused(tmp_path, make, message):
+    with pytest.raises(ValueError, match=message):
+        DistillationTrainer(make("sequence-classification"), DistillationTrainingArguments(output_dir=str(tmp_path)))

@@ -666,6 +666,19 @@ def test_the_router_ignores_padding():
         assert_close(router(hidden, None), router(hidden, torch.ones_like(mask)))
 
 
+def test_the_router_scores_in_float32():
+    """In bfloat16, scores that are 0.001 apart would be equal, and all such rows take one width at any price."""
+    router = tiny_sharcs("base").router
+    hidden = torch.randn(5, 7, 48, generator=torch.Generator().manual_seed(0)).bfloat16()
+    mask = torch.ones(5, 7, dtype=torch.long)
+    expected = router(hidden.float(), mask)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = router(hidden, mask)
+    assert found.dtype == torch.float32
+    assert_close(found, expected, atol=1e-6, rtol=1e-6)
+    assert router.bfloat16()(hidden, mask).dtype == torch.float32
+
+
 @each_entry
 @each_head
 def test_a_narrow_pass_trains_its_slice_only(head, entry):
@@ -1266,6 +1279,17 @@ def test_a_damaged_calibration_is_refused(tmp_path, damage, message):
         SharcsConfig.from_pretrained(tmp_path)
 
 
+def test_a_budget_of_one_is_the_widest_path():
+    """The router's own FLOPs, which come on top, send no row through a narrower one."""
+    model = tiny_sharcs()
+    batches = loader(model.config, 40, seed=1)
+    assert max(row["share"] for row in model.calibrate(batches)["table"]) > 1
+    price = model.set_compute_budget(1.0)
+    widest = len(model.config.width_multipliers) - 1
+    for batch in batches:
+        assert (model(**batch, router_price=price).width_indices == widest).all()
+
+
 def test_messages_of_the_calibration():
     model = tiny_sharcs()
     with pytest.raises(ValueError, match=r"no calibration; run `model.calibrate\(dataloader\)` on a few hundred"):
@@ -1276,8 +1300,10 @@ def test_messages_of_the_calibration():
     model.calibrate(batches)
     shares = [row["share"] for row in model.config.calibration["table"]]
     reach = rf"can spend {min(shares):.3f} to {max(shares):.3f}"
+    too_much = {1.5: "1 already sends every row through the widest path"}
     for budget in (min(shares) - 0.01, 0.0, 1.5, float("nan")):
-        with pytest.raises(ValueError, match=rf"{budget:g} of full FLOPs is out of reach: .* {reach}; for less"):
+        way_out = too_much.get(budget, "for less, train narrower")
+        with pytest.raises(ValueError, match=rf"{budget:g} of full FLOPs is out of reach: .* {reach}; {way_out}"):
             model.set_compute_budget(budget)
     assert model.config.router_price is None
     with torch.no_grad():

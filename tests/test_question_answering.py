@@ -135,5 +135,7 @@ def test_training_mode_is_restored(model, tokenizer):
 def test_messages(model, tokenizer):
     with pytest.raises(ValueError, match="The context is empty"):
         model.predict_spans(tokenizer, "a fish", " \n")
+    with pytest.raises(ValueError, match="takes one question and one context, got a list and a str; call it once"):
+        model.predict_spans(tokenizer, ["a fish"], "the cat")
     with pytest.raises(ValueError, match="The question takes 63 of 40 tokens, which leaves no room for the context"):
         model.predict_spans(tokenizer, " ".join(["fish"] * 60), "the cat")

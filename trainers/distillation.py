@@ -45,8 +45,9 @@ class DistillationTrainer(ModelCardMixin, LossComponentsMixin, OrderedEvaluation
         kwargs: Those of [`~transformers.Trainer`].
 
     Raises:
-        ValueError: if the teacher is for another task, shares weights with the student, or has other labels, another
-            vocabulary, too few layers, or other attention heads; or if the training rows have no labels.
+        ValueError: if the student is a supernet or routed; if the teacher is for another task, shares weights with the
+            student, or has other labels, another vocabulary, too few layers, or other attention heads; or if the
+            training rows have no labels.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class DistillationTrainer(ModelCardMixin, LossComponentsMixin, OrderedEvaluation
         **kwargs,
     ):
         super().__init__(model=model, args=args, **kwargs)
+        self._check_student()
         if self.train_dataset is not None:
             check_precision(self.model, args)
         # Losses are means over rows; stock heads ignore the number of items that Trainer would divide by.
@@ -73,6 +75,19 @@ class DistillationTrainer(ModelCardMixin, LossComponentsMixin, OrderedEvaluation
             self._check_teacher(teacher)
             self._pairs = self._match_layers(teacher)
             self.teacher = prepare_teacher(self, teacher)
+
+    def _check_student(self) -> None:
+        config = self.model.config
+        if config.model_type == "mos":
+            raise ValueError(
+                f"DistillationTrainer trains single networks, and {type(self.model).__name__} is a supernet; take a "
+                "subnet out with `extract_subnet`, or train all of it with SupernetTrainer."
+            )
+        if len(getattr(config, "width_multipliers", ())) > 1:
+            raise ValueError(
+                f"DistillationTrainer would train only one path of {type(self.model).__name__}, and no router; use "
+                "SharcsTrainer, which takes a `teacher` too."
+            )
 
     # ---- teacher ----------------------------------------------------------------------------------------------------
 
