@@ -13,6 +13,7 @@ import json
 import math
 import os
 import random
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -246,7 +247,8 @@ class EvolutionarySearch:
 
     The result is a function of the seed, the rows and the weights: the same on one process or many, whose candidates
     are divided among them, and after a kill: every evaluation is written to `results.jsonl` as it is made, and a new
-    run with the same arguments walks the same way over those results before it continues.
+    run with the same arguments walks the same way over those results before it continues. A line that was altered
+    since is refused.
 
     Args:
         supernet (`PreTrainedModel`): A `MosFor…` model.
@@ -273,7 +275,7 @@ class EvolutionarySearch:
 
     Raises:
         ValueError: if sizes are out of bounds, nothing meets the limits, or `output_dir` holds the results of another
-            search.
+            search or damaged ones.
     """
 
     EXHAUSTIVE = 100_000  # architectures; more are too many to race one by one
@@ -671,7 +673,10 @@ def _fingerprint_of(supernet: PreTrainedModel) -> str:
 
 
 class _Journal:
-    """Every evaluation as a line of JSON, written as it is made; the first line says what they are evaluations of."""
+    """
+    Every evaluation as a line of JSON, written as it is made; the first line says what they are evaluations of. Each
+    line ends with a checksum of the rest of it, so that an altered number is no result.
+    """
 
     def __init__(self, path: Path, identity: dict[str, Any]):
         self.path = path
@@ -696,15 +701,16 @@ class _Journal:
             lines.pop()
         for number, line in enumerate(lines, start=1):
             try:
-                record = json.loads(line)
+                record = _parse_line(line)
                 if number == 1:
                     differing = [name for name, value in identity.items() if record[name] != value]
                 else:
                     self._read(record)
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(
-                    f"Line {number} of {str(self.path)!r} is not a result of a search ({error}); restore the file, or "
-                    "choose another output folder."
+                    f"Line {number} of {str(self.path)!r} is not a result of a search ({error}); restore the file, "
+                    "delete this line and all after it, whose evaluations are then made again, or choose another "
+                    "output folder."
                 ) from None
             if differing:
                 name = differing[0]
@@ -729,12 +735,25 @@ class _Journal:
             self._write({"architecture": candidate.to_dict(), "start": start, "contributions": rows.tolist()})
 
     def _write(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps(record).encode() + b"\n")
+        self._file.write(json.dumps({**record, "checksum": _checksum(record)}).encode() + b"\n")
         self._file.flush()
 
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
+
+
+def _parse_line(line: bytes) -> dict[str, Any]:
+    """A record of the journal, without its checksum, which must be right."""
+    record = json.loads(line)
+    written, found = record.pop("checksum", None), _checksum(record)
+    if written != found:
+        raise ValueError(f"its checksum is {written!r}, its content's is {found!r}")
+    return record
+
+
+def _checksum(record: dict[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(record).encode()):08x}"
 
 
 # ---- processes ------------------------------------------------------------------------------------------------------
