@@ -1,7 +1,8 @@
 # Copyright 2026 The elastic-encoders authors.
 # Licensed under the Apache License, Version 2.0: http://www.apache.org/licenses/LICENSE-2.0
 """
-Short trainings that test_deepspeed.py runs in one process and, through torchrun and DeepSpeed, in two:
+Short trainings that test_deepspeed.py runs in one process and, through torchrun and DeepSpeed, in two (those that are
+stopped and continued, test_distributed_resuming.py runs without DeepSpeed):
 
     torchrun --standalone --nproc_per_node 2 deepspeed_training.py TOKENIZER_FOLDER OUTPUT_FOLDER STAGE...
 

@@ -11,9 +11,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
 from test_distributed_mos import torchrun
+from test_distributed_resuming import check_resumed, weights_of_both
 
 from deepspeed_training import ADAM, CASES, RESUMED, make_supernet_run, train
 from trainers.checkpoints import CHECKSUMS_NAME, check_files
@@ -35,13 +34,6 @@ def together(tiny_tokenizer_dir, tmp_path_factory) -> Path:
     # The first start ever compiles for a minute.
     torchrun(str(SCRIPT), str(tiny_tokenizer_dir), str(folder), *map(str, STAGES), timeout=900)
     return folder
-
-
-def weights_of_both(folder: Path, name: str) -> dict[str, torch.Tensor]:
-    """Weights that both processes ended with."""
-    first, second = (load_file(folder / f"{name}-{rank}.safetensors") for rank in range(2))
-    assert largest_change(first, second) == 0
-    return first
 
 
 @pytest.fixture(scope="module")
@@ -81,13 +73,7 @@ each_resumed = pytest.mark.parametrize("case, stage", RESUMED)
 
 @each_resumed
 def test_a_resumed_run_ends_where_the_undisturbed_one_does(together, case, stage):
-    undisturbed, stopped, forgetful, resumed = (
-        weights_of_both(together / f"resumed_{stage}", f"{case}-{kind}")
-        for kind in ("undisturbed", "stopped", "forgetful", "resumed")
-    )
-    assert largest_change(resumed, undisturbed) == 0
-    # What an optimizer remembers matters, and was read.
-    assert largest_change(forgetful, undisturbed) > 1e-3 < largest_change(stopped, undisturbed)
+    check_resumed(together / f"resumed_{stage}", case)
 
 
 @each_resumed
