@@ -34,7 +34,8 @@ from .modeling_mos_subnet import (
     MosSubnetModel,
     MosSubnetPreTrainedModel,
 )
-from .search import EvolutionarySearch, MaskedLMObjective, SearchConstraints, SearchResult, TaskObjective, name_front
+from .objectives import MaskedLMObjective, TaskObjective
+from .search import EvolutionarySearch, SearchConstraints, SearchResult, name_front
 
 
 _HEADS = {

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import random
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -21,12 +22,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import distributed
-from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from .architecture import Architecture, CostTable, Limit, SearchSpace
+from .objectives import MaskedLMObjective, TaskObjective
 
 
 logger = logging.get_logger(__name__)
@@ -121,134 +122,6 @@ class SearchConstraints:
             for field in fields(self)
             if field.name != "latency" and getattr(self, field.name) is not None
         }
-
-
-# ---- what candidates are judged by ----------------------------------------------------------------------------------
-
-
-class _RowsObjective:
-    """Validation rows in an order that is shuffled once, so that a first slice is like the whole."""
-
-    def __init__(self, rows: Sequence[Any], collate: Callable, batch_size: int):
-        if len(rows) == 0:
-            raise ValueError("There are no validation rows to judge candidates by.")
-        if batch_size < 1:
-            raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
-        if "labels" not in rows[0]:
-            raise ValueError(f"Validation rows have {sorted(rows[0])}, `labels` are missing.")
-        self.rows, self.collate, self.batch_size = rows, collate, batch_size
-        self.order = list(range(len(rows)))
-        random.Random("rows of the search").shuffle(self.order)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def batches(self, model: PreTrainedModel, start: int, stop: int) -> Iterable[dict[str, torch.Tensor]]:
-        """The collated rows at the places `start` to `stop` of the random order, on the model's device."""
-        for first in range(start, stop, self.batch_size):
-            positions = self.order[first : min(first + self.batch_size, stop)]
-            batch = self.collate([self.rows[position] for position in positions])
-            yield {name: value.to(model.device) for name, value in batch.items()}
-
-    def fingerprint(self) -> str:
-        """Differs where the rows differ: of their number and of 256 of them."""
-        digest = hashlib.sha256(str(len(self)).encode())
-        for position in range(0, len(self), -(-len(self) // 256)):
-            row = self.rows[self.order[position]]
-            for name in sorted(row):
-                digest.update(f"{name}={np.asarray(row[name]).tolist()}".encode())
-        return digest.hexdigest()
-
-
-class MaskedLMObjective(_RowsObjective):
-    """
-    Masked-LM loss in nats on sequences whose masks never change, so that candidates are compared on the same words.
-
-    An objective is anything with these members: `len(objective)` rows; `evaluate(model, start, stop)`, an array of
-    shape `(stop - start, values)` with what each of those rows contributes; `score(contributions)`, one number out of
-    the contributions of any rows; `greater_is_better`; `name`; `fingerprint()` of the rows.
-
-    Args:
-        rows (sequence):
-            Validation rows with `input_ids`, `attention_mask` and `labels` that are masked already and stay so, such
-            as a [`~trainers.MaskedLanguageModelingDataset`]. Read in an order that is shuffled once, so that a first
-            slice is like the whole.
-        collate (`Callable`, *optional*): Makes a batch of a list of rows; `rows.collate` if not given.
-        batch_size (`int`, *optional*, defaults to 32): Sequences in a forward pass.
-    """
-
-    name = "loss"
-    greater_is_better = False
-
-    def __init__(self, rows: Sequence[Any], collate: Callable | None = None, batch_size: int = 32):
-        super().__init__(rows, getattr(rows, "collate", None) if collate is None else collate, batch_size)
-
-    @torch.no_grad()
-    def evaluate(self, model: PreTrainedModel, start: int, stop: int) -> np.ndarray:
-        """Summed loss and number of predicted tokens of rows `start` to `stop`, of shape `(stop - start, 2)`."""
-        found = []
-        for batch in self.batches(model, start, stop):
-            labels = batch.pop("labels")
-            asked = labels != -100
-            hidden = model.base_model(**batch).last_hidden_state
-            # Vocabulary scores of the labelled positions only, where the head can be called on them.
-            if hasattr(model, "lm_head"):
-                scores = model.lm_head(hidden[asked])
-            elif hasattr(model, "cls"):
-                scores = model.cls(hidden[asked])
-            else:
-                scores = model(**batch).logits[asked]
-            losses = F.cross_entropy(scores.float(), labels[asked], reduction="none")
-            summed = torch.zeros(len(labels), device=losses.device)
-            summed.index_add_(0, asked.nonzero()[:, 0], losses)
-            found.append(torch.stack([summed, asked.sum(dim=1).float()], dim=1).cpu().numpy())
-        return np.concatenate(found)
-
-    def score(self, contributions: np.ndarray) -> float:
-        """Mean loss of a predicted token, in nats, from the summed losses and counts of some rows."""
-        summed, counted = contributions.sum(axis=0)
-        return float(summed / max(counted, 1))
-
-
-class TaskObjective(_RowsObjective):
-    """
-    A metric of a supernet that was fine-tuned on a task, on labelled validation rows (the published search by MNLI
-    accuracy). The members are those of [`MaskedLMObjective`].
-
-    Args:
-        rows (sequence): Rows with inputs and `labels`, one label a row.
-        collate (`Callable`): Makes a padded batch of a list of rows.
-        metric (`Callable`): Takes logits of shape `(rows, labels)` and labels of shape `(rows,)`; returns a number.
-        batch_size (`int`, *optional*, defaults to 32): Rows in a forward pass.
-        greater_is_better (`bool`, *optional*, defaults to `True`): Which way the metric points.
-        name (`str`, *optional*, defaults to `"metric"`): What reports call it.
-    """
-
-    def __init__(
-        self,
-        rows: Sequence[Any],
-        collate: Callable,
-        metric: Callable[[np.ndarray, np.ndarray], float],
-        batch_size: int = 32,
-        greater_is_better: bool = True,
-        name: str = "metric",
-    ):
-        super().__init__(rows, collate, batch_size)
-        self.metric, self.greater_is_better, self.name = metric, greater_is_better, name
-
-    @torch.no_grad()
-    def evaluate(self, model: PreTrainedModel, start: int, stop: int) -> np.ndarray:
-        """Logits and, last, the label of rows `start` to `stop`."""
-        found = []
-        for batch in self.batches(model, start, stop):
-            labels = batch.pop("labels")
-            logits = model(**batch).logits.float()
-            found.append(torch.cat([logits, labels.float()[:, None]], dim=1).cpu().numpy())
-        return np.concatenate(found)
-
-    def score(self, contributions: np.ndarray) -> float:
-        """The metric, from the logits and, in the last column, the labels of some rows."""
-        return float(self.metric(contributions[:, :-1], contributions[:, -1]))
 
 
 # ---- variation ------------------------------------------------------------------------------------------------------
@@ -374,7 +247,8 @@ class EvolutionarySearch:
 
     The result is a function of the seed, the rows and the weights: the same on one process or many, whose candidates
     are divided among them, and after a kill: every evaluation is written to `results.jsonl` as it is made, and a new
-    run with the same arguments walks the same way over those results before it continues.
+    run with the same arguments walks the same way over those results before it continues. A line that was altered
+    since is refused.
 
     Args:
         supernet (`PreTrainedModel`): A `MosFor…` model.
@@ -401,7 +275,7 @@ class EvolutionarySearch:
 
     Raises:
         ValueError: if sizes are out of bounds, nothing meets the limits, or `output_dir` holds the results of another
-            search.
+            search or damaged ones.
     """
 
     EXHAUSTIVE = 100_000  # architectures; more are too many to race one by one
@@ -409,7 +283,7 @@ class EvolutionarySearch:
     def __init__(
         self,
         supernet: PreTrainedModel,
-        objective: "MaskedLMObjective | TaskObjective",
+        objective: MaskedLMObjective | TaskObjective,
         constraints: SearchConstraints | None = None,
         *,
         trade_off: str | None = None,
@@ -799,7 +673,10 @@ def _fingerprint_of(supernet: PreTrainedModel) -> str:
 
 
 class _Journal:
-    """Every evaluation as a line of JSON, written as it is made; the first line says what they are evaluations of."""
+    """
+    Every evaluation as a line of JSON, written as it is made; the first line says what they are evaluations of. Each
+    line ends with a checksum of the rest of it, so that an altered number is no result.
+    """
 
     def __init__(self, path: Path, identity: dict[str, Any]):
         self.path = path
@@ -824,15 +701,16 @@ class _Journal:
             lines.pop()
         for number, line in enumerate(lines, start=1):
             try:
-                record = json.loads(line)
+                record = _parse_line(line)
                 if number == 1:
                     differing = [name for name, value in identity.items() if record[name] != value]
                 else:
                     self._read(record)
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(
-                    f"Line {number} of {str(self.path)!r} is not a result of a search ({error}); restore the file, or "
-                    "choose another output folder."
+                    f"Line {number} of {str(self.path)!r} is not a result of a search ({error}); restore the file, "
+                    "delete this line and all after it, whose evaluations are then made again, or choose another "
+                    "output folder."
                 ) from None
             if differing:
                 name = differing[0]
@@ -857,12 +735,25 @@ class _Journal:
             self._write({"architecture": candidate.to_dict(), "start": start, "contributions": rows.tolist()})
 
     def _write(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps(record).encode() + b"\n")
+        self._file.write(json.dumps({**record, "checksum": _checksum(record)}).encode() + b"\n")
         self._file.flush()
 
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
+
+
+def _parse_line(line: bytes) -> dict[str, Any]:
+    """A record of the journal, without its checksum, which must be right."""
+    record = json.loads(line)
+    written, found = record.pop("checksum", None), _checksum(record)
+    if written != found:
+        raise ValueError(f"its checksum is {written!r}, its content's is {found!r}")
+    return record
+
+
+def _checksum(record: dict[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(record).encode()):08x}"
 
 
 # ---- processes ------------------------------------------------------------------------------------------------------
@@ -914,10 +805,8 @@ def _saying_who_is_missing():
 __all__ = [
     "Candidate",
     "EvolutionarySearch",
-    "MaskedLMObjective",
     "SearchConstraints",
     "SearchResult",
-    "TaskObjective",
     "cross",
     "mutate",
     "name_front",

@@ -1,7 +1,8 @@
 # Copyright 2026 The elastic-encoders authors.
 # Licensed under the Apache License, Version 2.0: http://www.apache.org/licenses/LICENSE-2.0
 """
-Short trainings that test_deepspeed.py runs in one process and, through torchrun and DeepSpeed, in two:
+Short trainings that test_deepspeed.py runs in one process and, through torchrun and DeepSpeed, in two (those that are
+stopped and continued, test_distributed_resuming.py runs without DeepSpeed):
 
     torchrun --standalone --nproc_per_node 2 deepspeed_training.py TOKENIZER_FOLDER OUTPUT_FOLDER STAGE...
 
@@ -94,12 +95,43 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 
-def train(tokenizer, case: str, folder: Path, processes: int = 1, **options) -> Trainer:
+# Where updates depend on all that an optimizer and a scheduler remember, and spare biases and norms the decay; a large
+# epsilon, so that rounding is not blown up where gradients vanish.
+ADAM = {
+    "optim": "adamw_torch_fused",
+    "adam_epsilon": 0.1,
+    "weight_decay": 0.5,
+    "learning_rate": 0.05,
+    "lr_scheduler_type": "linear",
+}
+
+
+def train(
+    tokenizer,
+    case: str,
+    folder: Path,
+    processes: int = 1,
+    resume: bool = False,
+    callback: TrainerCallback | None = None,
+    **options,
+) -> Trainer:
     make, own = CASES[case]
-    trainer = make(tokenizer, folder / case, processes, **own, **options)
-    trainer.train()
+    trainer = make(tokenizer, folder / case, processes, **{**own, **options})
+    if callback is not None:
+        trainer.add_callback(callback)
+    trainer.train(resume_from_checkpoint=resume)
     assert trainer.args.world_size == processes
     return trainer
+
+
+def save_weights(trainer: Trainer, file: Path) -> None:
+    passes.gather_parameters(trainer.model)
+    save_file(weights_of(trainer.model), file)
+
+
+# ---- DeepSpeed ------------------------------------------------------------------------------------------------------
+
+OFFLOAD = Path(__file__).resolve().parents[1] / "examples" / "deepspeed" / "zero3_offload.json"
 
 
 def deepspeed_config(stage: int) -> dict[str, Any]:
@@ -110,8 +142,48 @@ def deepspeed_config(stage: int) -> dict[str, Any]:
         "gradient_clipping": "auto",
         "zero_allow_untested_optimizer": True,
         # Partitions matrices of the small models here, and leaves vectors whole.
-        "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 1000},
+        "zero_optimization": {
+            "stage": stage,
+            "stage3_param_persistence_threshold": 1000,
+            "stage3_gather_16bit_weights_on_model_save": True,
+        },
     }
+
+
+# ---- resuming -------------------------------------------------------------------------------------------------------
+
+
+class Stop(TrainerCallback):
+    """Ends a run after its second step's checkpoint, long before its schedule does."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step == 2
+
+
+class Forget(TrainerCallback):
+    """Clears what the optimizer remembers of the steps before."""
+
+    def on_train_begin(self, args, state, control, optimizer, **kwargs):
+        for remembered in optimizer.state.values():
+            for value in remembered.values():
+                value.zero_()
+
+
+def stop_and_resume(tokenizer, case: str, folder: Path, **options) -> None:
+    """A run that nobody disturbs, and one that is stopped and continued, before by one that forgets."""
+    options = {**ADAM, "max_steps": 4, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 2, **options}
+    for kind, output, changes in (
+        ("undisturbed", "undisturbed", {}),
+        ("stopped", "resumed", {"callback": Stop()}),
+        ("forgetful", "resumed", {"callback": Forget(), "resume": True, "save_strategy": "no"}),
+        ("resumed", "resumed", {"resume": True}),
+    ):
+        unset_hf_deepspeed_config()
+        trainer = train(tokenizer, case, folder / output, processes=2, **{**options, **changes})
+        save_weights(trainer, folder / f"{case}-{kind}-{trainer.args.process_index}.safetensors")
+
+
+# ---- reductions -----------------------------------------------------------------------------------------------------
 
 
 class CountReductions(TrainerCallback):
@@ -144,6 +216,10 @@ def count_reductions(tokenizer, folder: Path, **options) -> int:
     return counter.numbers
 
 
+# Cases that are stopped and continued, each with ZeRO's stage.
+RESUMED = [("supernet", 2), ("supernet", 3), ("routed", 2)]
+
+
 def main(arguments: list[str]) -> None:
     tokenizer = BertTokenizer.from_pretrained(arguments[0])
     folder, rank = Path(arguments[1]), os.environ["RANK"]
@@ -153,10 +229,14 @@ def main(arguments: list[str]) -> None:
         for case in CASES:
             unset_hf_deepspeed_config()
             trainer = train(tokenizer, case, folder / str(stage), processes=2, **options)
-            passes.gather_parameters(trainer.model)
-            save_file(weights_of(trainer.model), folder / str(stage) / f"{case}-{rank}.safetensors")
+            save_weights(trainer, folder / str(stage) / f"{case}-{rank}.safetensors")
         unset_hf_deepspeed_config()
         reduced[f"stage_{stage}"] = count_reductions(tokenizer, folder / f"counted_{stage}", **options)
+    for case, stage in RESUMED:
+        stop_and_resume(tokenizer, case, folder / f"resumed_{stage}", deepspeed=deepspeed_config(stage))
+    unset_hf_deepspeed_config()
+    trainer = train(tokenizer, "taught_supernet", folder / "offloaded", processes=2, deepspeed=str(OFFLOAD), **ADAM)
+    save_weights(trainer, folder / "offloaded" / f"taught_supernet-{rank}.safetensors")
     unset_hf_deepspeed_config()
     passes._open_reduction = lambda engine: contextlib.ExitStack()
     options = {"deepspeed": deepspeed_config(2)}

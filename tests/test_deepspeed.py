@@ -2,7 +2,8 @@
 # Licensed under the Apache License, Version 2.0: http://www.apache.org/licenses/LICENSE-2.0
 """
 Two processes with DeepSpeed's ZeRO train what one process trains without it: in single precision, without dropout, to
-rounding. Gradients are reduced once an optimizer step. `make test-distributed` runs these tests.
+rounding. Gradients are reduced once an optimizer step. A run that is stopped and continued ends as if it had not been.
+`make test-distributed` runs these tests.
 """
 
 import json
@@ -10,11 +11,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
 from test_distributed_mos import torchrun
+from test_distributed_resuming import check_resumed, weights_of_both
 
-from deepspeed_training import CASES, make_supernet_run, train
-from training_utils import largest_change, weights_of
+from deepspeed_training import ADAM, CASES, RESUMED, make_supernet_run, train
+from trainers.checkpoints import CHECKSUMS_NAME, check_files
+from training_utils import folders, largest_change, weights_of
 
 
 pytestmark = pytest.mark.deepspeed
@@ -44,9 +46,13 @@ def alone(tiny_tokenizer, tmp_path_factory):
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("stage", STAGES)
 def test_two_processes_equal_one(together, alone, stage, case):
-    first, second = (load_file(together / str(stage) / f"{case}-{rank}.safetensors") for rank in range(2))
-    assert largest_change(first, second) == 0
-    assert largest_change(first, alone[case]) < 1e-5
+    assert largest_change(weights_of_both(together / str(stage), case), alone[case]) < 1e-5
+
+
+def test_offloading_changes_nothing(together, tiny_tokenizer, tmp_path):
+    """The configuration that is shipped, with the optimizer that the Trainer makes: no decay of biases and norms."""
+    expected = weights_of(train(tiny_tokenizer, "taught_supernet", tmp_path, **ADAM).model)
+    assert largest_change(weights_of_both(together / "offloaded", "taught_supernet"), expected) < 1e-5
 
 
 def test_gradients_are_reduced_once_an_optimizer_step(together, tiny_tokenizer, tmp_path):
@@ -58,3 +64,35 @@ def test_gradients_are_reduced_once_an_optimizer_step(together, tiny_tokenizer, 
         assert gradients <= reduced[name] < 1.02 * gradients, name
     # Three sub-networks, two micro-batches; shallow ones have no gradients of all layers.
     assert 5 * gradients < reduced["stage_2_each_pass"] <= 6.1 * gradients
+
+
+# ---- resuming -------------------------------------------------------------------------------------------------------
+
+each_resumed = pytest.mark.parametrize("case, stage", RESUMED)
+
+
+@each_resumed
+def test_a_resumed_run_ends_where_the_undisturbed_one_does(together, case, stage):
+    check_resumed(together / f"resumed_{stage}", case)
+
+
+@each_resumed
+def test_checkpoints_of_several_processes_are_whole(together, tmp_path, case, stage):
+    """DeepSpeed writes a folder of its own into a checkpoint, each process its part of the optimizer's state."""
+    run = together / f"resumed_{stage}" / "resumed" / case
+    assert folders(run) == ["checkpoint-3", "checkpoint-4"]  # and nothing staged
+    for step in (3, 4):
+        checkpoint = run / f"checkpoint-{step}"
+        check_files(checkpoint)
+        files = {path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if path.is_file()}
+        assert files == {*json.loads((checkpoint / CHECKSUMS_NAME).read_text()), CHECKSUMS_NAME}
+        parts = [name for name in files if name.endswith("optim_states.pt")]
+        assert len(parts) == 2 and all(name.startswith(f"global_step{step}/") for name in parts)
+        assert "model.safetensors" in files and (checkpoint / "latest").read_text() == f"global_step{step}"
+    shutil.copytree(checkpoint, tmp_path / "altered")
+    part = tmp_path / "altered" / parts[0]
+    content = bytearray(part.read_bytes())
+    content[len(content) // 2] ^= 1
+    part.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{parts[0]}' was cut or altered after it was written; continue from an"):
+        check_files(tmp_path / "altered")

@@ -412,6 +412,28 @@ def test_results_that_are_damaged_are_refused(tmp_path, damage):
     assert path.read_text().splitlines() == lines  # nothing is lost
 
 
+@pytest.mark.parametrize("line", [1, 6])
+def test_a_number_that_was_altered_is_refused(tmp_path, line):
+    search(num_rounds=0, output_dir=tmp_path).run()
+    path = tmp_path / "results.jsonl"
+    written = path.read_bytes()
+    lines = written.splitlines(keepends=True)
+    record = json.loads(lines[line - 1])
+    if line == 1:
+        record["rows"] += 1
+    else:
+        record["contributions"][7][0] += 1e-6
+    altered = json.dumps(record).encode() + b"\n"
+    assert 0 < sum(one != other for one, other in zip(altered, lines[line - 1], strict=True)) < 3
+    path.write_bytes(b"".join([*lines[: line - 1], altered, *lines[line:]]))
+    message = f"Line {line} of .*results.jsonl' .*its checksum is '.*', its content's is '.*delete this line and all"
+    with pytest.raises(ValueError, match=message):
+        search(num_rounds=0, output_dir=tmp_path)
+    path.write_bytes(b"".join(lines[: line - 1]))
+    search(num_rounds=0, output_dir=tmp_path).run()
+    assert path.read_bytes() == written
+
+
 def test_the_supernet_stays_as_it_was():
     model = supernet()
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -114,9 +114,11 @@ class StagedCheckpointMixin:
         if self._staging:
             return  # It is published once it is whole, in the background.
         if self.is_world_process_zero():
-            # Of the checkpoint Trainer takes weights and configuration, which need their code.
+            # Of the checkpoint Trainer takes weights and configuration, which need their code; DeepSpeed's scripts
+            # (zero_to_fp32.py), which convert what is not taken, stay behind.
             for source in Path(checkpoint_folder).glob("*.py"):
-                shutil.copy(source, self.args.output_dir)
+                if not source.name.startswith("zero_to_"):
+                    shutil.copy(source, self.args.output_dir)
         super()._push_from_checkpoint(checkpoint_folder)
 
     def _save_checkpoint(self, model, trial):
