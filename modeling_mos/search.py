@@ -642,7 +642,7 @@ class EvolutionarySearch:
 def name_front(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
     """
     A front as `config.front` stores it, so that `extract_subnet("60m")` and `extract_subnet(max_parameters=…)` find
-    their architectures: each entry with a name of its own, made of its parameters.
+    their architectures: each entry with a name of its own, made of its parameters, and its rank, 1 for the best.
     """
     entries = []
     for digits in range(10):
@@ -651,8 +651,9 @@ def name_front(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
             break
     else:  # equal sizes, as heads alone do not change them
         names = [f"{name}-{index + 1}" for index, name in enumerate(names)]
-    for name, found in zip(names, candidates, strict=True):
-        entries.append({"name": name, **found.to_dict()})
+    for place, (name, found) in enumerate(zip(names, candidates, strict=True)):
+        # The cheapest comes first; what costs more is in a front only if it is better.
+        entries.append({"name": name, **found.to_dict(), "rank": len(candidates) - place})
     return entries
 
 

@@ -552,6 +552,8 @@ def test_names_of_a_front():
         "flops": first.costs["flops"],
         "score": first.score,
         "rows": 640,
+        "rank": len(entries),
     }
+    assert entries[-1]["rank"] == 1 and entries[-1]["score"] == min(entry["score"] for entry in entries)
     assert json.loads(json.dumps(entries)) == entries
     assert len({entry["name"] for entry in name_front([first, first])}) == 2
