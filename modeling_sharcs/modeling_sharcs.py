@@ -31,7 +31,6 @@ from transformers.modeling_outputs import (
     TokenClassifierOutput,
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
-from transformers.models.bert.modeling_bert import eager_attention_forward
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_sharcs import SharcsConfig
@@ -73,6 +72,13 @@ class SharcsQuestionAnsweringOutput(QuestionAnsweringModelOutput):
 
     router_logits: torch.Tensor | None = None
     width_indices: torch.Tensor | None = None
+
+
+def eager_attention_forward(*args, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
+    """BERT's, which is imported when it is needed: that takes as long as the import of this whole package."""
+    from transformers.models.bert.modeling_bert import eager_attention_forward
+
+    return eager_attention_forward(*args, **kwargs)
 
 
 class SlicedLinear(nn.Linear):
