@@ -66,12 +66,19 @@ BENCHMARK_THREADS ?= 2
 BENCHMARK_DIR ?= benchmarks
 benchmark: export OMP_NUM_THREADS = $(BENCHMARK_THREADS)
 benchmark: export OMP_WAIT_POLICY = PASSIVE
+# glibc keeps freed memory: by default it hands large tensors back to Linux, which clears them again page by page.
+benchmark: export MALLOC_MMAP_MAX_ = 0
+benchmark: export MALLOC_TRIM_THRESHOLD_ = 4000000000
+# What would take it beyond 15 minutes on two cores is cut: rows of inference, and layers of the longest steps.
 benchmark: $(STAMP)  ## measure speed at BERT-base sizes, in turns with plain Transformers; results in benchmarks/
 	$(BIN)/python examples/benchmarks/benchmark_startup.py --output_file $(BENCHMARK_DIR)/startup.json
 	$(BIN)/python examples/benchmarks/benchmark_growth.py --output_file $(BENCHMARK_DIR)/growth.json \
 		--plot $(BENCHMARK_DIR)/growth.png
-	$(BIN)/python examples/benchmarks/benchmark_routing.py --output_file $(BENCHMARK_DIR)/routing.json
-	$(BIN)/python examples/benchmarks/benchmark_mos.py --output_file $(BENCHMARK_DIR)/mos.json
+	$(BIN)/python examples/benchmarks/benchmark_routing.py --rows 32 --batch_sizes 1 8 32 \
+		--output_file $(BENCHMARK_DIR)/routing.json
+	$(BIN)/python examples/benchmarks/benchmark_mos.py --step_shapes 4x128 --output_file $(BENCHMARK_DIR)/mos.json
+	$(BIN)/python examples/benchmarks/benchmark_mos.py --parts training --step_shapes 16x128 --num_hidden_layers 2 \
+		--output_file $(BENCHMARK_DIR)/mos-16x128.json
 
 quality: $(STAMP)  ## check lint and format
 	$(BIN)/python -m ruff check $(SOURCES)

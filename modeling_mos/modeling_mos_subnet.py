@@ -24,10 +24,16 @@ from transformers.modeling_outputs import (
     TokenClassifierOutput,
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
-from transformers.models.bert.modeling_bert import eager_attention_forward
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_mos_subnet import MosSubnetConfig
+
+
+def eager_attention_forward(*args, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
+    """BERT's, which is imported when it is needed: that takes as long as the import of this whole package."""
+    from transformers.models.bert.modeling_bert import eager_attention_forward
+
+    return eager_attention_forward(*args, **kwargs)
 
 
 class ElasticLinear(nn.Linear):

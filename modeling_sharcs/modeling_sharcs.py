@@ -31,7 +31,6 @@ from transformers.modeling_outputs import (
     TokenClassifierOutput,
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
-from transformers.models.bert.modeling_bert import eager_attention_forward
 from transformers.utils.generic import can_return_tuple, maybe_autocast
 
 from .configuration_sharcs import SharcsConfig
@@ -73,6 +72,13 @@ class SharcsQuestionAnsweringOutput(QuestionAnsweringModelOutput):
 
     router_logits: torch.Tensor | None = None
     width_indices: torch.Tensor | None = None
+
+
+def eager_attention_forward(*args, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
+    """BERT's, which is imported when it is needed: that takes as long as the import of this whole package."""
+    from transformers.models.bert.modeling_bert import eager_attention_forward
+
+    return eager_attention_forward(*args, **kwargs)
 
 
 class SlicedLinear(nn.Linear):
@@ -146,6 +152,7 @@ class SharcsAttention(nn.Module):
     def __init__(self, config: SharcsConfig):
         super().__init__()
         self.config = config
+        self.head_dim = config.head_dim  # reading it from a configuration takes as long as a small operation
         inner = config.num_attention_heads * config.head_dim
         self.query = SlicedLinear(config.hidden_size, inner)
         self.key = SlicedLinear(config.hidden_size, inner)
@@ -154,7 +161,7 @@ class SharcsAttention(nn.Module):
 
     def forward(self, hidden: torch.Tensor, attention_mask: torch.Tensor | None, num_heads: int, **kwargs):
         batch, tokens, size = hidden.shape
-        inner = num_heads * self.config.head_dim
+        inner = num_heads * self.head_dim
         query, key, value = (
             linear(hidden, inner).view(batch, tokens, num_heads, -1).transpose(1, 2)
             for linear in (self.query, self.key, self.value)
@@ -167,7 +174,7 @@ class SharcsAttention(nn.Module):
             value,
             attention_mask,
             dropout=self.config.attention_probs_dropout_prob if self.training else 0.0,
-            scaling=self.config.head_dim**-0.5,
+            scaling=self.head_dim**-0.5,
             **kwargs,
         )
         return self.output(context.reshape(batch, tokens, inner), size), weights
@@ -586,7 +593,8 @@ class SharcsModel(SharcsPreTrainedModel):
         for index in sorted({taken for taken, _, _ in plan}):
             members = [(end, count) for taken, end, count in plan if taken == index]
             longest = max(1, *(end for end, _ in members))
-            rows = order[start : start + len(members)]
+            # Where all rows are of one width, as a single row is, nothing has to be gathered.
+            rows = slice(None) if len(members) == batch else order[start : start + len(members)]
             start += len(members)
             group = hidden[rows, :longest]
             if attention_mask is None or all(count == longest for _, count in members):
@@ -598,7 +606,9 @@ class SharcsModel(SharcsPreTrainedModel):
             result[rows, :longest, : group.shape[-1]] = group.to(result.dtype)
         return result
 
-    def _mask_of_group(self, mask: Any, rows: torch.Tensor, group: torch.Tensor, group_padding: torch.Tensor | None):
+    def _mask_of_group(
+        self, mask: Any, rows: torch.Tensor | slice, group: torch.Tensor, group_padding: torch.Tensor | None
+    ):
         """What of the batch's `mask` concerns the group of `rows`; to make it anew would wait for the device."""
         longest = group.shape[1]
         if mask is not None and not torch.is_tensor(mask):
