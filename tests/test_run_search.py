@@ -112,6 +112,18 @@ def test_a_front_against_latency(run_search, settings, tmp_path):
         run_search({**settings, **latency, "latency_batch_size": 3, "output_dir": tmp_path})
 
 
+def test_a_table_that_is_off_by_more_than_a_tenth_is_named(load_example, caplog, tmp_path):
+    script = load_example("architecture-search/run_search.py")
+    for error, level in ((0.1, "INFO"), (0.12, "WARNING")):
+        with caplog.at_level("INFO"):
+            script.say_latency_check(
+                {"largest_relative_error": error, "largest_relative_error_beside_it": 0.031}, tmp_path / "latency.json"
+            )
+        record = caplog.records[-1]
+        assert record.levelname == level and f"by up to {error:.1%}" in record.message and "3.1%" in record.message
+        assert ("latency.json' and search again" in record.message) == (level == "WARNING")
+
+
 def test_a_search_by_a_task(run_search, settings, tmp_path, tiny_tokenizer):
     model = make_supernet(tiny_tokenizer, "sequence-classification", search_space=SPACE, num_labels=2)
     model.save_pretrained(tmp_path / "supernet")

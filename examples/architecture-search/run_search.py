@@ -169,6 +169,8 @@ _SEARCH_OPTIONS = (
     "output_dir",
     "show_progress",
 )
+# How far, as a share, latencies that the table predicts may be off before a warning.
+LATENCY_TOLERANCE = 0.1
 _BOUNDS = ("parameters", "published_size", "flops", "latency")
 
 
@@ -300,6 +302,22 @@ def check_latency(
     }
 
 
+def say_latency_check(check: dict[str, Any], table: Path) -> None:
+    """A table that is off by more than a tenth is no ground for a limit in milliseconds."""
+    largest, beside = check["largest_relative_error"], check["largest_relative_error_beside_it"]
+    message = (
+        f"Latencies that the table predicts are off by up to {largest:.1%}, measured now; by {beside:.1%} beside what "
+        "is common to all."
+    )
+    if largest <= LATENCY_TOLERANCE:
+        logger.info(message)
+    else:
+        logger.warning(
+            f"{message} That is more than {LATENCY_TOLERANCE:.0%}: the device was busy, then or now. If milliseconds "
+            f"matter, delete {str(table)!r} and search again while nothing else runs."
+        )
+
+
 def plot(result: SearchResult, cost: str, score: str, path: Path) -> None:
     """Finalists and front, and the widths of the front's architectures."""
     from matplotlib.figure import Figure
@@ -389,10 +407,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     results = report(arguments, search, result)
     if not state.is_main_process:
         return results
+    folder = Path(arguments.output_dir)
     if constraints.latency is not None:
         sample = [found.architecture for found in result.front[:4]] + [search.space.sample(seed) for seed in range(4)]
         results["latency_check"] = check_latency(arguments, supernet, constraints.latency, list(dict.fromkeys(sample)))
-    folder = Path(arguments.output_dir)
+        say_latency_check(results["latency_check"], folder / "latency.json")
     supernet.config.front = results["front"]
     save(supernet, tokenizer, folder / "supernet", search_facts(arguments, results))
     subnet = supernet.extract_subnet(result.best.architecture)
