@@ -35,6 +35,8 @@ from transformers import BertTokenizer, HfArgumentParser, PreTrainedModel, Train
 
 __all__ = [
     "argument_names",
+    "check_same_command",
+    "check_step",
     "describe_dataset",
     "expand_argument_file",
     "parse_arguments",
@@ -245,6 +247,49 @@ def run_step(script: Path, result: Path, leading: Sequence[str] = (), **options:
     if code:
         said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it said nothing"]
         raise ValueError(f"{script.name} failed with {code}: {said[-1]} (see {log}).")
+
+
+def check_step(script: str, read: Callable[[Sequence[str]], object], *leading: str, **options: Any) -> None:
+    """
+    Reads the command line of a step as its script will, so that what is wrong with it is said before the first step.
+
+    Args:
+        script (`str`): The script's name, for messages.
+        read (callable): What the script reads its command line with.
+        leading (`str`): What stands before the options, such as an argument file.
+        options: Its options, as for [`to_flags`].
+
+    Raises:
+        ValueError: The script would refuse it; the message holds the script's own.
+    """
+    try:
+        read([*leading, *to_flags({**options, "use_cpu": True})])  # This process takes no room on a GPU.
+    except ValueError as error:
+        raise ValueError(f"{script} would refuse its options: {error}") from error
+
+
+def check_same_command(path: Path, asked: Mapping[str, Any]) -> None:
+    """
+    Remembers a command's arguments: what was made with others must not be taken for a result of these.
+
+    Args:
+        path (`Path`): Where to remember them, in the output folder.
+        asked (mapping): Those that decide the results, by name.
+
+    Raises:
+        ValueError: The folder holds the results of other arguments.
+    """
+    asked = json.loads(json.dumps(asked))
+    if not path.exists():
+        write_text_atomically(path, json.dumps(asked, indent=2) + "\n")
+        return
+    found = json.loads(path.read_text(encoding="utf-8"))
+    for name in {**found, **asked}:
+        if found.get(name) != asked.get(name):
+            raise ValueError(
+                f"{str(path.parent)!r} holds the results of a command with {name}={found.get(name)!r}, this one has "
+                f"{asked.get(name)!r}; choose another --output_dir, or delete that folder."
+            )
 
 
 def parse_mapping(name: str, text: str) -> dict[str, Any]:

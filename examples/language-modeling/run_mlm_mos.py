@@ -160,6 +160,9 @@ class DataArguments:
     )
 
 
+ARGUMENT_TYPES = (ModelArguments, DataArguments, SupernetTrainingArguments)
+
+
 def load_data(arguments: DataArguments, model_name: str | None, output_dir: str, seed: int):
     """
     The tokenised data and the tokenizer.
@@ -354,7 +357,7 @@ def save_row_losses(trainer: MaskedLMTrainer, dataset: MaskedLanguageModelingDat
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     model_arguments, data_arguments, training_arguments = parse_arguments(
-        (ModelArguments, DataArguments, SupernetTrainingArguments), arguments, description=__doc__.split("\n")[1]
+        ARGUMENT_TYPES, arguments, description=__doc__.split("\n")[1]
     )
     show_progress_messages(logger)
     pin_memory_for_accelerators(training_arguments)

@@ -100,6 +100,9 @@ class ModelArguments:
     evaluate_only: bool = field(default=False, metadata={"help": "Calibrate and measure a SHARCS model, no training."})
 
 
+ARGUMENT_TYPES = (ModelArguments, SharcsOptions, DataArguments, SharcsTrainingArguments)
+
+
 def load_model(arguments: ModelArguments, options: SharcsOptions, data: DataArguments, names: list[str] | None):
     """A routed encoder whose labels are the data's, in the order that the backbone knows them."""
     config = AutoConfig.from_pretrained(arguments.model_name_or_path)
@@ -142,9 +145,7 @@ def write_prediction_table(path: Path, rows, trainer: SharcsTrainer, predictions
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     model_arguments, options, data_arguments, training_arguments = parse_arguments(
-        (ModelArguments, SharcsOptions, DataArguments, SharcsTrainingArguments),
-        arguments,
-        description=__doc__.split("\n")[1],
+        ARGUMENT_TYPES, arguments, description=__doc__.split("\n")[1]
     )
     show_progress_messages(logger)
     pin_memory_for_accelerators(training_arguments)
