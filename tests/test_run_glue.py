@@ -534,6 +534,11 @@ def test_a_checkpoint_of_another_model(run, models, tmp_path):
             "leave distillation_temperature and hard_label_weight out",
         ),
         ({"teacher_name_or_path": "words"}, "have different tokenizers; choose a teacher that was fine-tuned with"),
+        (
+            {"teacher_name_or_path": "masked-lm"},
+            r"'.*masked-lm' has no trained bert.pooler.dense.bias, .*classifier.weight, which a BertFor\w+ needs: "
+            "fine-tune it on the task first: run_glue.py",
+        ),
         ({"teacher_name_or_path": "three"}, "knows the labels 'a', 'b', 'c', but the data has 'bad', 'good'"),
         ({"label_column": "mood"}, "There is no column 'mood' with labels in the file"),
         ({"text_columns": ["body"]}, "There is no column 'body' in the file"),
@@ -566,6 +571,8 @@ def test_messages(run, models, tokenizer, tmp_path, options, message):
             MosSubnetForSequenceClassification(config).save_pretrained(folder)
         elif name == "bigger":
             make_tokenizer([text for text, _ in SENTENCES], vocab_size=len(tokenizer) + 9).save_pretrained(folder)
+        elif name == "masked-lm":
+            save_backbone(folder, tokenizer, head="masked-lm")
         elif name == "words":
             other = make_tokenizer([text[::-1] for text, _ in SENTENCES])
             save_backbone(folder, other, vocab_size=len(tokenizer))

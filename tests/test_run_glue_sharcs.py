@@ -465,6 +465,9 @@ def test_a_teacher(run, tokenizer, tmp_path):
         ValueError, match=r"The teacher's labels are \['good', 'bad'\], the student's \['bad', 'good'\]"
     ):
         run(**{**options, "teacher_name_or_path": str(tmp_path / "other")}, distillation_weight=1.0)
+    save_backbone(tmp_path / "pre-trained", tokenizer, head="masked-lm", num_hidden_layers=4)
+    with pytest.raises(ValueError, match="pre-trained' has no trained bert.pooler.*: fine-tune it on the task first"):
+        run(**{**options, "teacher_name_or_path": str(tmp_path / "pre-trained")}, distillation_weight=1.0)
 
 
 # ---- messages -------------------------------------------------------------------------------------------------------

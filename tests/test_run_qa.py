@@ -650,6 +650,13 @@ def test_a_teacher_that_reads_other_tokens(run, tmp_path, routed):
         run(**(ROUTED | {"distillation_weight": 1.0} if routed else {}), teacher_name_or_path=str(other))
 
 
+@pytest.mark.parametrize("routed", [False, True])
+def test_a_teacher_that_was_not_fine_tuned(run, tokenizer, tmp_path, routed):
+    teacher = save_backbone(tmp_path / "pre-trained", tokenizer, head="masked-lm")
+    with pytest.raises(ValueError, match="pre-trained' has no trained qa_outputs.bias, .*: fine-tune it on questions"):
+        run(**(ROUTED | {"distillation_weight": 1.0} if routed else {}), teacher_name_or_path=str(teacher))
+
+
 def test_a_teacher(run, backbone, tmp_path):
     run(**ROUTED, teacher_name_or_path=str(backbone), distillation_weight=1.0, num_train_epochs=2)
     history = read_json(tmp_path / "out" / "trainer_state.json")["log_history"]

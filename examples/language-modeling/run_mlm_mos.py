@@ -47,6 +47,7 @@ from example_utils import (  # noqa: E402
 )
 from modeling_mos import Architecture, MosConfig, MosForMaskedLM, SearchSpace  # noqa: E402
 from prepare_pretraining_data import PreparationArguments, prepare  # noqa: E402
+from teacher_utils import load_trained  # noqa: E402
 from trainers import (  # noqa: E402
     MaskedLanguageModelingDataset,
     MaskedLMTrainer,
@@ -396,7 +397,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     if isinstance(model, MosForMaskedLM):
         teacher = None
         if model_arguments.teacher_name_or_path is not None:
-            teacher = AutoModelForMaskedLM.from_pretrained(model_arguments.teacher_name_or_path)
+            way_out = "choose a masked language model as the teacher."
+            teacher = load_trained(AutoModelForMaskedLM, model_arguments.teacher_name_or_path, way_out)
         trainer = SupernetTrainer(model, teacher=teacher, processing_class=tokenizer, **common)
     else:
         if model_arguments.teacher_name_or_path is not None:

@@ -73,7 +73,7 @@ from sharcs_utils import (  # noqa: E402
     save,
     train,
 )
-from teacher_utils import check_teacher_tokenizer, refuse_options_without_teacher  # noqa: E402
+from teacher_utils import check_teacher_tokenizer, load_trained, refuse_options_without_teacher  # noqa: E402
 from trainers import (  # noqa: E402
     DistillationTrainer,
     DistillationTrainingArguments,
@@ -148,13 +148,14 @@ def load_teacher(
     name: str, tokenizer: PreTrainedTokenizerBase, student: str, attention: str | None
 ) -> PreTrainedModel:
     """
-    The teacher, in float32 whatever its checkpoint's type.
+    The teacher.
 
     Raises:
-        ValueError: if it reads other tokens than the student.
+        ValueError: if it was not fine-tuned, or reads other tokens than the student.
     """
     check_teacher_tokenizer(AutoTokenizer.from_pretrained(name), name, tokenizer, student, pairs=True)
-    return AutoModelForQuestionAnswering.from_pretrained(name, dtype=torch.float32, attn_implementation=attention)
+    way_out = "fine-tune it on questions first: run_qa.py without a teacher."
+    return load_trained(AutoModelForQuestionAnswering, name, way_out, attn_implementation=attention)
 
 
 def load_plain_model(name: str, attention: str | None) -> PreTrainedModel:
