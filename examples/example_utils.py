@@ -30,6 +30,7 @@ from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.trainers import WordPieceTrainer
+from tqdm.auto import tqdm
 from transformers import BertTokenizer, HfArgumentParser, PreTrainedModel, Trainer, TrainingArguments
 
 
@@ -47,6 +48,7 @@ __all__ = [
     "publish",
     "read_lines",
     "require_new_folder",
+    "run_logged",
     "run_script",
     "run_step",
     "show_progress_messages",
@@ -60,6 +62,7 @@ __all__ = [
 _logger = logging.getLogger(__name__)
 
 CONFIG_SUFFIXES = (".json", ".yaml", ".yml")
+STATUS_SECONDS = 1.0  # between two looks at what a step says
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -241,12 +244,41 @@ def run_step(script: Path, result: Path, leading: Sequence[str] = (), **options:
     log = result.parent.with_name(f"{result.parent.name}.log")
     log.parent.mkdir(parents=True, exist_ok=True)
     _logger.info(f"{script.name} -> {result.parent} (what it says is in {log})")
-    with open(log, "a", encoding="utf-8") as stream:
-        command = [sys.executable, str(script), *map(str, leading), *to_flags(options)]
-        code = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, check=False).returncode
+    code = run_logged([sys.executable, str(script), *map(str, leading), *to_flags(options)], log, script.name)
     if code:
         said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it said nothing"]
         raise ValueError(f"{script.name} failed with {code}: {said[-1]} (see {log}).")
+
+
+def run_logged(command: Sequence[str], log: Path, description: str, **options: Any) -> int:
+    """
+    Runs a command whose output goes to the end of a log. On a terminal, a line shows meanwhile how long it has run
+    and what it said last, which mostly is the state of a progress bar.
+
+    Args:
+        command (sequence of `str`): The command.
+        log (`Path`): The log.
+        description (`str`): What the line begins with.
+        options: Other arguments of `subprocess.Popen`.
+
+    Returns:
+        `int`: The command's exit status.
+    """
+    line = {"bar_format": "{desc} {elapsed}{postfix}", "leave": False, "disable": None}  # None: not without a terminal
+    with open(log, "a+b") as stream, tqdm(desc=description, **line) as status:
+        process = subprocess.Popen(command, stdout=stream, stderr=stream, **options)
+        try:
+            while True:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    return process.wait(timeout=STATUS_SECONDS)
+                stream.seek(max(0, stream.seek(0, os.SEEK_END) - 1000))
+                said = stream.read().decode("utf-8", errors="replace").strip().splitlines() or [""]
+                room = max(20, shutil.get_terminal_size().columns - len(description) - 12)
+                status.set_postfix_str(said[-1].strip()[:room])
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
 
 
 def check_step(script: str, read: Callable[[Sequence[str]], object], *leading: str, **options: Any) -> None:

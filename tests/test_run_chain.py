@@ -2,11 +2,14 @@
 # Licensed under the Apache License, Version 2.0; see the LICENSE file.
 """examples/architecture-search/run_chain.py: every step for real, at the smallest sizes."""
 
+import io
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
+from example_utils import run_logged
 from script_utils import make_tokenizer, read_json, save_backbone, write_table
 from synthetic_data import generate_documents
 
@@ -97,6 +100,22 @@ def test_the_chain_of_all_arms(load_example, files, tmp_path):
     assert len(set(networks["uniform"]["hidden_sizes"])) == 1
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("stream", [Terminal, io.StringIO])
+def test_what_a_step_says_is_shown_on_a_terminal(tmp_path, monkeypatch, stream):
+    monkeypatch.setattr("sys.stderr", stream())
+    monkeypatch.setattr("example_utils.STATUS_SECONDS", 0.05)
+    code = "import sys, time; print(end=' 2/30\\r 3/30 [00:01]\\r', flush=True); time.sleep(0.5); sys.exit(3)"
+    assert run_logged([sys.executable, "-c", code], tmp_path / "log", "run_glue.py") == 3
+    shown = sys.stderr.getvalue()
+    assert "run_glue.py 00:00, 3/30 [00:01]" in shown if stream is Terminal else not shown
+    assert (tmp_path / "log").read_bytes() == b" 2/30\r 3/30 [00:01]\r"
+
+
 def test_a_step_that_fails_is_named(load_example, files, tmp_path):
     with pytest.raises(ValueError, match=r"prepare_pretraining_data.py failed with 1: .*nothing.txt.* \(see .*log"):
         run(load_example, {**files, "train_file": ["nothing.txt"]}, tmp_path, ["searched"])
@@ -118,6 +137,6 @@ def test_a_step_that_fails_is_named(load_example, files, tmp_path):
     ],
 )
 def test_arguments_that_make_no_sense(load_example, files, tmp_path, monkeypatch, options, message):
-    monkeypatch.setattr("example_utils.subprocess.run", lambda *_, **__: pytest.fail("a step was run"))
+    monkeypatch.setattr("example_utils.run_logged", lambda *_: pytest.fail("a step was run"))
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         run(load_example, {**files, **options}, tmp_path, options.get("arms", ["searched"]))

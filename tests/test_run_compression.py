@@ -4,7 +4,6 @@
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -66,13 +65,13 @@ def run(script, files: dict, out, **options) -> dict:
 def finished(script, files, tmp_path_factory, load_example):
     """A whole command, whose steps run in this process: importing torch for each would take longer than all else."""
 
-    def run_here(command, **_):
+    def run_here(command, *_):
         load_example(str(Path(command[1]).relative_to(EXAMPLES))).main(command[2:])
-        return subprocess.CompletedProcess(command, 0)
+        return 0
 
     out = tmp_path_factory.mktemp("compressed") / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("example_utils.subprocess.run", run_here)
+        patch.setattr("example_utils.run_logged", run_here)
         return out, run(script, files, out)
 
 
@@ -114,7 +113,7 @@ def test_folders_that_are_ready_to_push(finished):
 
 def test_what_is_finished_is_not_run_again(script, files, finished, monkeypatch):
     out, results = finished
-    monkeypatch.setattr("example_utils.subprocess.run", lambda *_, **__: pytest.fail("a step was run again"))
+    monkeypatch.setattr("example_utils.run_logged", lambda *_: pytest.fail("a step was run again"))
     for name in ("results.json", "results.csv"):
         (out / name).unlink()
     assert run(script, files, out) == results
@@ -142,7 +141,7 @@ def test_other_arguments_in_the_same_folder(script, files, finished):
     ],
 )
 def test_options_of_steps_are_read_before_the_first_one(script, files, tmp_path, monkeypatch, options, message):
-    monkeypatch.setattr("example_utils.subprocess.run", lambda *_, **__: pytest.fail("a step was run"))
+    monkeypatch.setattr("example_utils.run_logged", lambda *_: pytest.fail("a step was run"))
     with pytest.raises(ValueError, match=message):
         run(script, files, tmp_path / "out", **options)
 
