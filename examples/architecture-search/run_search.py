@@ -298,6 +298,7 @@ def check_latency(
         arguments.latency_batch_size,
         arguments.sequence_length,
         arguments.latency_rounds,
+        arguments.show_progress,
     )
     predicted = [table(architecture) for architecture in architectures]
     ratios = [value / other for value, other in zip(predicted, measured, strict=True)]
