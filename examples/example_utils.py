@@ -14,7 +14,7 @@ import subprocess
 import sys
 import unicodedata
 from argparse import Namespace
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import cache
@@ -32,6 +32,7 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.trainers import WordPieceTrainer
 from tqdm.auto import tqdm
 from transformers import BertTokenizer, HfArgumentParser, PreTrainedModel, Trainer, TrainingArguments
+from transformers.utils import is_matplotlib_available
 
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "run_logged",
     "run_script",
     "run_step",
+    "save_training_plot",
     "show_progress_messages",
     "start_positions_as_sinusoids",
     "to_flags",
@@ -349,11 +351,45 @@ def describe_dataset(arguments: Any) -> dict[str, str | None]:
 
 
 def publish(trainer: Trainer, **card: Any) -> None:
-    """Writes the model card, and with `--push_to_hub` publishes the output folder; `card` is what the card says."""
+    """
+    Writes the plot of the training and the model card, and with `--push_to_hub` publishes the output folder; `card` is
+    what the card says.
+    """
+    if trainer.is_world_process_zero() and is_matplotlib_available():
+        save_training_plot(trainer.state.log_history, Path(trainer.args.output_dir) / "training.png")
     if trainer.args.push_to_hub:
         trainer.push_to_hub(**card)
     else:
         trainer.create_model_card(**card)
+
+
+def save_training_plot(history: Iterable[Mapping[str, float]], path: Path) -> None:
+    """
+    The training loss and every evaluation's losses over steps; no file where there are none.
+
+    Args:
+        history (iterable of mappings): A trainer's `state.log_history`.
+        path (`Path`): The PNG file to write.
+    """
+    curves = defaultdict(list)
+    for entry in history:
+        for name, value in entry.items():
+            if name == "loss" or (name.startswith("eval_") and name.endswith("loss")):
+                curves[name].append((entry["step"], value))
+    if not curves:
+        return
+    from matplotlib.figure import Figure  # optional; without pyplot no display is looked for
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, points in sorted(curves.items(), reverse=True):  # the training's first
+        axes.plot(*zip(*points, strict=True), label=name, marker="." if name.startswith("eval_") else "")
+    axes.set(xlabel="step", ylabel="loss")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    temporary = path.with_name(f".{path.name}.partial")
+    figure.savefig(temporary, format="png", dpi=120)
+    temporary.replace(path)
 
 
 def write_text_atomically(path: str | os.PathLike, text: str | Iterable[str]) -> None:

@@ -123,6 +123,7 @@ def test_a_routed_encoder_is_trained_and_saved(finished):
         "model.safetensors",
         "tokenizer.json",
         "trainer_state.json",
+        "training.png",
         "train_results.json",
         "eval_results.json",
         "curve",

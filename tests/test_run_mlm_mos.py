@@ -177,6 +177,7 @@ def test_supernet_is_trained_and_saved(supernet, data):
         "model.safetensors",
         "tokenizer.json",
         "trainer_state.json",
+        "training.png",
         "train_results.json",
         "eval_results.json",
         "row_losses.safetensors",
