@@ -57,6 +57,7 @@ __all__ = [
     "start_positions_as_sinusoids",
     "to_flags",
     "train_wordpiece_tokenizer",
+    "without_timings",
     "write_folder_atomically",
     "write_text_atomically",
 ]
@@ -348,6 +349,12 @@ def describe_dataset(arguments: Any) -> dict[str, str | None]:
     if name is None or Path(name).exists():
         return {}
     return {"dataset_tags": name, "dataset_args": arguments.dataset_config_name}
+
+
+def without_timings(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Metrics without how long they took: the same command on a finished run shall write the same files."""
+    timed = ("_runtime", "_per_second", "_time")
+    return {name: value for name, value in metrics.items() if not name.endswith(timed)}
 
 
 def publish(trainer: Trainer, **card: Any) -> None:

@@ -53,6 +53,7 @@ from example_utils import (  # noqa: E402
     publish,
     run_script,
     show_progress_messages,
+    without_timings,
     write_text_atomically,
 )
 from modeling_sharcs import SharcsForQuestionAnswering  # noqa: E402
@@ -251,7 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             logits = predictions.select(chosen)
         else:
             predicted = trainer.predict(windows["validation"], metric_key_prefix="eval")
-            results, logits = predicted.metrics, predicted.predictions[:2]
+            results, logits = without_timings(predicted.metrics), predicted.predictions[:2]
             trainer.log_metrics("eval", results)
             trainer.save_metrics("eval", results)
         if trainer.is_world_process_zero():

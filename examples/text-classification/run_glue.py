@@ -45,6 +45,7 @@ from example_utils import (  # noqa: E402
     publish,
     run_script,
     show_progress_messages,
+    without_timings,
 )
 from glue_utils import (  # noqa: E402
     DataArguments,
@@ -267,9 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         if split not in splits:
             continue
         found = trainer.predict(splits[split], metric_key_prefix=prefix)
-        # How long it took is not kept: the same command on a finished run shall write the same files.
-        timed = ("_runtime", "_per_second", "_time")
-        metrics = {f"{name}{suffix}": value for name, value in found.metrics.items() if not name.endswith(timed)}
+        metrics = {f"{name}{suffix}": value for name, value in without_timings(found.metrics).items()}
         metrics[f"{prefix}_samples{suffix}"] = len(splits[split])
         trainer.log_metrics(f"{prefix}{suffix}", metrics)
         trainer.save_metrics(f"{prefix}{suffix}", metrics)
