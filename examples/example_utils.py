@@ -14,7 +14,7 @@ import subprocess
 import sys
 import unicodedata
 from argparse import Namespace
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import cache
@@ -30,11 +30,15 @@ from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.trainers import WordPieceTrainer
+from tqdm.auto import tqdm
 from transformers import BertTokenizer, HfArgumentParser, PreTrainedModel, Trainer, TrainingArguments
+from transformers.utils import is_matplotlib_available
 
 
 __all__ = [
     "argument_names",
+    "check_same_command",
+    "check_step",
     "describe_dataset",
     "expand_argument_file",
     "parse_arguments",
@@ -45,12 +49,15 @@ __all__ = [
     "publish",
     "read_lines",
     "require_new_folder",
+    "run_logged",
     "run_script",
     "run_step",
+    "save_training_plot",
     "show_progress_messages",
     "start_positions_as_sinusoids",
     "to_flags",
     "train_wordpiece_tokenizer",
+    "without_timings",
     "write_folder_atomically",
     "write_text_atomically",
 ]
@@ -58,6 +65,7 @@ __all__ = [
 _logger = logging.getLogger(__name__)
 
 CONFIG_SUFFIXES = (".json", ".yaml", ".yml")
+STATUS_SECONDS = 1.0  # between two looks at what a step says
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -239,12 +247,85 @@ def run_step(script: Path, result: Path, leading: Sequence[str] = (), **options:
     log = result.parent.with_name(f"{result.parent.name}.log")
     log.parent.mkdir(parents=True, exist_ok=True)
     _logger.info(f"{script.name} -> {result.parent} (what it says is in {log})")
-    with open(log, "a", encoding="utf-8") as stream:
-        command = [sys.executable, str(script), *map(str, leading), *to_flags(options)]
-        code = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, check=False).returncode
+    code = run_logged([sys.executable, str(script), *map(str, leading), *to_flags(options)], log, script.name)
     if code:
         said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it said nothing"]
         raise ValueError(f"{script.name} failed with {code}: {said[-1]} (see {log}).")
+
+
+def run_logged(command: Sequence[str], log: Path, description: str, **options: Any) -> int:
+    """
+    Runs a command whose output goes to the end of a log. On a terminal, a line shows meanwhile how long it has run
+    and what it said last, which mostly is the state of a progress bar.
+
+    Args:
+        command (sequence of `str`): The command.
+        log (`Path`): The log.
+        description (`str`): What the line begins with.
+        options: Other arguments of `subprocess.Popen`.
+
+    Returns:
+        `int`: The command's exit status.
+    """
+    line = {"bar_format": "{desc} {elapsed}{postfix}", "leave": False, "disable": None}  # None: not without a terminal
+    with open(log, "a+b") as stream, tqdm(desc=description, **line) as status:
+        process = subprocess.Popen(command, stdout=stream, stderr=stream, **options)
+        try:
+            while True:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    return process.wait(timeout=STATUS_SECONDS)
+                stream.seek(max(0, stream.seek(0, os.SEEK_END) - 1000))
+                said = stream.read().decode("utf-8", errors="replace").strip().splitlines() or [""]
+                room = max(20, shutil.get_terminal_size().columns - len(description) - 12)
+                status.set_postfix_str(said[-1].strip()[:room])
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+
+
+def check_step(script: str, read: Callable[[Sequence[str]], object], *leading: str, **options: Any) -> None:
+    """
+    Reads the command line of a step as its script will, so that what is wrong with it is said before the first step.
+
+    Args:
+        script (`str`): The script's name, for messages.
+        read (callable): What the script reads its command line with.
+        leading (`str`): What stands before the options, such as an argument file.
+        options: Its options, as for [`to_flags`].
+
+    Raises:
+        ValueError: The script would refuse it; the message holds the script's own.
+    """
+    try:
+        read([*leading, *to_flags({**options, "use_cpu": True})])  # This process takes no room on a GPU.
+    except ValueError as error:
+        raise ValueError(f"{script} would refuse its options: {error}") from error
+
+
+def check_same_command(path: Path, asked: Mapping[str, Any]) -> None:
+    """
+    Remembers a command's arguments: what was made with others must not be taken for a result of these.
+
+    Args:
+        path (`Path`): Where to remember them, in the output folder.
+        asked (mapping): Those that decide the results, by name.
+
+    Raises:
+        ValueError: The folder holds the results of other arguments.
+    """
+    asked = json.loads(json.dumps(asked))
+    # A command that failed before its first result, over a wrong path for example, may be corrected.
+    if not any(file.suffix != ".log" and file != path for file in path.parent.rglob("*") if file.is_file()):
+        write_text_atomically(path, json.dumps(asked, indent=2) + "\n")
+        return
+    found = json.loads(path.read_text(encoding="utf-8"))
+    for name in {**found, **asked}:
+        if found.get(name) != asked.get(name):
+            raise ValueError(
+                f"{str(path.parent)!r} holds the results of a command with {name}={found.get(name)!r}, this one has "
+                f"{asked.get(name)!r}; choose another --output_dir, or delete that folder."
+            )
 
 
 def parse_mapping(name: str, text: str) -> dict[str, Any]:
@@ -271,12 +352,52 @@ def describe_dataset(arguments: Any) -> dict[str, str | None]:
     return {"dataset_tags": name, "dataset_args": arguments.dataset_config_name}
 
 
+def without_timings(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Metrics without how long they took: the same command on a finished run shall write the same files."""
+    timed = ("_runtime", "_per_second", "_time")
+    return {name: value for name, value in metrics.items() if not name.endswith(timed)}
+
+
 def publish(trainer: Trainer, **card: Any) -> None:
-    """Writes the model card, and with `--push_to_hub` publishes the output folder; `card` is what the card says."""
+    """
+    Writes the plot of the training and the model card, and with `--push_to_hub` publishes the output folder; `card` is
+    what the card says.
+    """
+    if trainer.is_world_process_zero() and is_matplotlib_available():
+        save_training_plot(trainer.state.log_history, Path(trainer.args.output_dir) / "training.png")
     if trainer.args.push_to_hub:
         trainer.push_to_hub(**card)
     else:
         trainer.create_model_card(**card)
+
+
+def save_training_plot(history: Iterable[Mapping[str, float]], path: Path) -> None:
+    """
+    The training loss and every evaluation's losses over steps; no file where there are none.
+
+    Args:
+        history (iterable of mappings): A trainer's `state.log_history`.
+        path (`Path`): The PNG file to write.
+    """
+    curves = defaultdict(list)
+    for entry in history:
+        for name, value in entry.items():
+            if name == "loss" or (name.startswith("eval_") and name.endswith("loss")):
+                curves[name].append((entry["step"], value))
+    if not curves:
+        return
+    from matplotlib.figure import Figure  # optional; without pyplot no display is looked for
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, points in sorted(curves.items(), reverse=True):  # the training's first
+        axes.plot(*zip(*points, strict=True), label=name, marker="." if name.startswith("eval_") else "")
+    axes.set(xlabel="step", ylabel="loss")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    temporary = path.with_name(f".{path.name}.partial")
+    figure.savefig(temporary, format="png", dpi=120)
+    temporary.replace(path)
 
 
 def write_text_atomically(path: str | os.PathLike, text: str | Iterable[str]) -> None:

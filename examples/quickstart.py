@@ -160,7 +160,9 @@ def plot(rows: list[dict], chosen: str, frequencies: float, path: Path) -> bool:
     try:
         import matplotlib
     except ImportError:
-        logger.warning("matplotlib is not installed, so there is no plot; pip install 'elastic-encoders[plots]'.")
+        logger.warning(
+            "matplotlib is not installed, so there is no plot; pip install -c constraints.txt -e '.[plots]'."
+        )
         return False
     matplotlib.use("Agg")
     from matplotlib import pyplot

@@ -3,14 +3,16 @@
 """What the scripts that learn from a teacher ask of it, and of the command line."""
 
 from collections.abc import Iterable
+from typing import Any
 
-from transformers import PreTrainedTokenizerBase, TrainingArguments
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from example_utils import argument_names
 from trainers import DistillationTrainingArguments
 
 
-__all__ = ["check_teacher_tokenizer", "refuse_options_without_teacher"]
+__all__ = ["check_teacher_tokenizer", "load_trained", "refuse_options_without_teacher"]
 
 DISTILLATION_ARGUMENTS = set(argument_names([DistillationTrainingArguments])) - set(
     argument_names([TrainingArguments])
@@ -33,6 +35,28 @@ def refuse_options_without_teacher(given: Iterable[str]) -> None:
             f"{unused[0]} says how to learn from a teacher, but there is none: give one with --teacher_name_or_path, "
             f"or leave {' and '.join(unused)} out."
         )
+
+
+def load_trained(model_class: type, name: str, way_out: str, **loading: Any) -> PreTrainedModel:
+    """
+    A model that is used as it is, in float32 whatever its checkpoint's type.
+
+    Args:
+        model_class (`type`): Its class, or an auto class.
+        name (`str`): A Hub name or a folder.
+        way_out (`str`): What the user can do where weights are missing.
+        loading: Other arguments of `from_pretrained`.
+
+    Raises:
+        ValueError: if it has not all weights of that class, so that some would be drawn at random.
+    """
+    model, loaded = model_class.from_pretrained(name, dtype=torch.float32, output_loading_info=True, **loading)
+    if loaded["missing_keys"]:
+        raise ValueError(
+            f"{name!r} has no trained {', '.join(sorted(loaded['missing_keys']))}, which a {type(model).__name__} "
+            f"needs: {way_out}"
+        )
+    return model
 
 
 def check_teacher_tokenizer(

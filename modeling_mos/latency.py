@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from .architecture import Architecture, CostTable
 
@@ -60,9 +60,8 @@ def measure_latency(
     depth = max(space.num_hidden_layers)
     deep, shallow, crossing = defaultdict(list), defaultdict(list), defaultdict(list)
     pairs = [(width, following) for width in space.hidden_sizes for following in space.hidden_sizes]
-    with tqdm(
-        total=rounds * len(space.layer_choices), desc="Measuring latency", disable=not show_progress
-    ) as progress:
+    total = rounds * len(space.layer_choices)
+    with logging.tqdm(total=total, desc="Measuring latency", leave=False, disable=not show_progress) as progress:
         for _ in range(rounds):
             for choice in space.layer_choices:
                 network = supernet.extract_subnet(Architecture(*((size,) * depth for size in choice))).eval()
@@ -108,11 +107,13 @@ def measure_architectures(
     batch_size: int = 1,
     sequence_length: int = 128,
     rounds: int = 5,
+    show_progress: bool = False,
 ) -> list[float]:
     """Milliseconds of one batch of each extracted architecture, measured directly: the least of all rounds."""
     inputs = _make_inputs(supernet, batch_size, sequence_length)
     times = defaultdict(list)
-    for _ in range(rounds):
+    shown = {"desc": "Measuring architectures", "leave": False, "disable": not show_progress}
+    for _ in logging.tqdm(range(rounds), **shown):
         for architecture in architectures:
             network = supernet.extract_subnet(architecture).eval()
             times[architecture].append(_time(lambda network=network: network(**inputs), supernet.device))

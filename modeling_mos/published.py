@@ -165,7 +165,9 @@ def read_published_results(path: str | os.PathLike) -> PublishedResults:
     try:
         import xlrd
     except ImportError as error:
-        raise ImportError("Published search results need xlrd: pip install 'elastic-encoders[published]'.") from error
+        raise ImportError(
+            "Published search results need xlrd: pip install -c constraints.txt -e '.[published]'."
+        ) from error
     content = Path(path).read_bytes()
     try:
         book = xlrd.open_workbook(file_contents=content, logfile=io.StringIO())
@@ -490,6 +492,11 @@ def _is_on(option: Any) -> bool:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"There is no {str(path)!r}: a published checkpoint is a folder with config.json and pytorch_model.bin or "
+            "model.safetensors, such as best_model."
+        )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

@@ -4,6 +4,7 @@
 
 import bisect
 import itertools
+import operator
 import statistics
 import time
 from collections.abc import Iterable
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import logging
 
 from .modeling_sharcs import choose_widths
 
@@ -105,7 +107,9 @@ def calibrate(
     kept: list[dict[str, Any]] = []
 
     def batches():
-        for batch in itertools.islice(dataloader, max_batches):
+        known = [count for count in (operator.length_hint(dataloader), max_batches) if count]
+        shown = {"desc": "Recording router scores", "total": min(known, default=None), "leave": False}
+        for batch in logging.tqdm(itertools.islice(dataloader, max_batches), **shown):
             if measure_latency and len(kept) < LATENCY_BATCHES:
                 kept.append(batch)
             yield batch
@@ -178,7 +182,7 @@ def measure_latencies(
     settings = [widest, *({"router_price": price} for price in prices)]
     times: list[list[float]] = [[] for _ in settings]
     try:
-        for position in range(rounds + 1):
+        for position in logging.tqdm(range(rounds + 1), desc="Measuring latency", leave=False):
             for setting, found in zip(settings, times, strict=True):
                 _synchronize(model.device)
                 start = time.perf_counter()

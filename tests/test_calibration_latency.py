@@ -7,6 +7,7 @@ import json
 
 import pytest
 import torch
+from transformers.utils import logging
 
 from modeling_sharcs import SharcsForSequenceClassification, calibration
 from testing_utils import tiny_sharcs
@@ -57,6 +58,18 @@ def calibrate(costs=(0.3, 0.5, 1.0), head: str = "sequence-classification", as_g
 @pytest.fixture(scope="module")
 def measured():
     return calibrate()
+
+
+def test_progress_is_shown(capsys):
+    calibrate(as_given=iter)
+    shown = capsys.readouterr().err
+    assert "Recording router scores: " in shown and f"Measuring latency: 100%|{'█' * 10}| 6/6" in shown
+    logging.disable_progress_bar()
+    try:
+        calibrate()
+    finally:
+        logging.enable_progress_bar()
+    assert not capsys.readouterr().err
 
 
 def shares_of_latency(model) -> list[float]:

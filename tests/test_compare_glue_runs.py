@@ -196,3 +196,20 @@ def test_messages(compare, script, save, tmp_path):
     with pytest.raises(SystemExit) as stopped:
         parse_arguments(script.GlueComparisonArguments, ["--help"])
     assert stopped.value.code == 0
+
+
+@pytest.mark.parametrize("shares", [[None, None], [None, 0.5], [1.0, 0.5]])
+def test_the_plot_has_a_point_with_its_interval_for_each_arm(script, tmp_path, monkeypatch, shares):
+    axes = pytest.importorskip("matplotlib.axes").Axes
+    drawn, errorbar = [], axes.errorbar
+    monkeypatch.setattr(
+        axes, "errorbar", lambda self, *place, **style: drawn.append(place) or errorbar(self, *place, **style)
+    )
+    arms = {
+        name: {"flops_share": share, "score": score, "score_interval": [score - 1, score + 2]}
+        for name, share, score in zip(["plain", "half"], shares, [70.0, 60.0], strict=True)
+    }
+    script.save_plot({"arms": arms, "rows": {"rte": 9}}, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 1_000
+    assert {score: errors for _, score, errors in drawn} == {70.0: [[1.0], [2.0]], 60.0: [[1.0], [2.0]]}
+    assert len({where for where, *_ in drawn}) == 2

@@ -375,7 +375,7 @@ def test_a_width_and_a_budget_contradict(script):
 
 
 def test_missing_packages_are_named(script):
-    with pytest.raises(ValueError, match=r"The export needs not_there: pip install 'elastic-encoders\[onnx\]'"):
+    with pytest.raises(ValueError, match=r"The export needs not_there: pip install -c constraints.txt -e '.\[onnx\]'"):
         script.require_packages(["json", "not_there"])
 
 

@@ -685,10 +685,12 @@ def test_what_a_model_card_says_of_the_data(glue, options, expected):
     assert glue.describe_task(glue.DataArguments(**options)) == expected
 
 
-def test_a_card_is_written_or_published():
+def test_a_card_is_written_or_published(tmp_path):
     calls = []
     trainer = SimpleNamespace(
-        args=SimpleNamespace(push_to_hub=False),
+        args=SimpleNamespace(push_to_hub=False, output_dir=str(tmp_path)),
+        state=SimpleNamespace(log_history=[]),
+        is_world_process_zero=lambda: True,
         create_model_card=lambda **card: calls.append(("written", card)),
         push_to_hub=lambda **card: calls.append(("published", card)),
     )

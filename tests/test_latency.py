@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from transformers.utils import logging
 
 from modeling_mos import (
     EvolutionarySearch,
@@ -88,6 +89,24 @@ def test_real_measurements_are_positive():
     assert torch.equal(torch.get_rng_state(), state)
     assert all(value >= 0 for part in ("entry", "layer", "transition", "exit") for _, value in getattr(table, part))
     assert table(model.search_space.largest()) > 0
+
+
+def test_progress_is_shown_where_it_is_asked_for(flops_for_milliseconds, capsys):
+    model = make(WIDTHS)
+
+    def measure(**options) -> str:
+        measure_latency(model, sequence_length=9, rounds=1, **options)
+        measure_architectures(model, [model.search_space.smallest()], sequence_length=9, rounds=1, **options)
+        return capsys.readouterr().err
+
+    shown = measure(show_progress=True)
+    assert "Measuring latency: " in shown and "Measuring architectures: " in shown
+    logging.disable_progress_bar()
+    try:
+        assert not measure(show_progress=True)
+    finally:
+        logging.enable_progress_bar()
+    assert not measure()
 
 
 def test_tables_are_saved_and_read(flops_for_milliseconds, tmp_path):

@@ -302,7 +302,7 @@ def test_files_cut_in_the_middle(xlrd, tmp_path, capsys):
 
 def test_without_xlrd(monkeypatch):
     monkeypatch.setitem(sys.modules, "xlrd", None)
-    with pytest.raises(ImportError, match=r"need xlrd: pip install 'elastic-encoders\[published\]'"):
+    with pytest.raises(ImportError, match=r"need xlrd: pip install -c constraints.txt -e '.\[published\]'"):
         read_published_results(FIXTURE)
 
 
@@ -766,6 +766,10 @@ def test_pickles_are_not_run(tmp_path):
 
 def test_folders_that_are_no_checkpoints(tmp_path):
     config = published_config()
+    with pytest.raises(
+        FileNotFoundError, match="There is no '.*nope.config.json': a published checkpoint is a folder"
+    ):
+        supernet_from_published(tmp_path / "nope")
     with pytest.raises(FileNotFoundError, match="config.json"):
         supernet_from_published(tmp_path)
     (tmp_path / "config.json").write_text("{")

@@ -196,6 +196,13 @@ def test_every_script_has_a_row_in_the_table_of_examples():
             assert f"]({script.relative_to(EXAMPLES)})" in table, script
 
 
+def test_warnings_of_every_example_are_errors():
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "setup.cfg", encoding="utf-8")
+    filters = re.findall(r"^error:::(\w+)$", settings["tool:pytest"]["filterwarnings"], flags=re.MULTILINE)
+    assert [path.stem for path in SCRIPTS.values() if not path.stem.startswith(tuple(filters))] == []
+
+
 def test_the_lowest_versions_are_the_floors():
     settings = configparser.ConfigParser()
     settings.read(ROOT / "setup.cfg", encoding="utf-8")

@@ -2,10 +2,14 @@
 # Licensed under the Apache License, Version 2.0; see the LICENSE file.
 """examples/architecture-search/run_chain.py: every step for real, at the smallest sizes."""
 
+import io
 import json
+import sys
+from pathlib import Path
 
 import pytest
 
+from example_utils import run_logged
 from script_utils import make_tokenizer, read_json, save_backbone, write_table
 from synthetic_data import generate_documents
 
@@ -76,6 +80,13 @@ def test_the_chain_of_two_arms(load_example, files, tmp_path):
     run(load_example, files, tmp_path, ["searched", "random"])
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")} == times
     assert read_json(out / "comparison.json") == comparison
+    # With other arguments, it takes none of it for a result of theirs.
+    with pytest.raises(ValueError, match="with size_share=0.7, this one has 0.6; choose another --output_dir"):
+        run(load_example, {**files, "size_share": 0.6}, tmp_path, ["searched"])
+    recipe = {**read_json(Path(files["mlm_config"])), "per_device_train_batch_size": 2}
+    (tmp_path / "mlm.json").write_text(json.dumps(recipe), encoding="utf-8")
+    with pytest.raises(ValueError, match="with mlm_config.per_device_train_batch_size=4, this one has 2"):
+        run(load_example, {**files, "mlm_config": str(tmp_path / "mlm.json")}, tmp_path, ["searched"])
 
 
 @pytest.mark.slow
@@ -87,6 +98,22 @@ def test_the_chain_of_all_arms(load_example, files, tmp_path):
     for arm in ("searched_alone", "stand_alone", "from_scratch"):
         assert networks[arm]["hidden_sizes"] == networks["searched"]["hidden_sizes"]
     assert len(set(networks["uniform"]["hidden_sizes"])) == 1
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("stream", [Terminal, io.StringIO])
+def test_what_a_step_says_is_shown_on_a_terminal(tmp_path, monkeypatch, stream):
+    monkeypatch.setattr("sys.stderr", stream())
+    monkeypatch.setattr("example_utils.STATUS_SECONDS", 0.05)
+    code = "import sys, time; print(end=' 2/30\\r 3/30 [00:01]\\r', flush=True); time.sleep(0.5); sys.exit(3)"
+    assert run_logged([sys.executable, "-c", code], tmp_path / "log", "run_glue.py") == 3
+    shown = sys.stderr.getvalue()
+    assert "run_glue.py 00:00, 3/30 [00:01]" in shown if stream is Terminal else not shown
+    assert (tmp_path / "log").read_bytes() == b" 2/30\r 3/30 [00:01]\r"
 
 
 def test_a_step_that_fails_is_named(load_example, files, tmp_path):
@@ -102,8 +129,14 @@ def test_a_step_that_fails_is_named(load_example, files, tmp_path):
         ({"window": 0.8}, r"`window` must lie in \(0, size_share=0.7\], got 0.8"),
         ({"num_random": 0}, "at least one random subnet"),
         ({"search": "{"}, "--search is not valid JSON: '{'"),
+        ({"search": {"rounds": 1}}, "run_search.py would refuse its options: Unknown argument '--rounds'"),
+        ({"finetuning": {"logits_weight": 1}}, "run_glue.py would refuse .*: logits_weight says how to learn from a"),
+        ({"tasks": ["sst3"]}, "run_glue.py would refuse its options: task_name='sst3' is no GLUE task; did you mean"),
+        ({"tasks": ["sst2", "sst2"]}, "--tasks names 'sst2' twice"),
+        ({"mlm_config": "nothing.yaml"}, "The argument file 'nothing.yaml' does not exist"),
     ],
 )
-def test_arguments_that_make_no_sense(load_example, files, tmp_path, options, message):
-    with pytest.raises(ValueError, match=message):
+def test_arguments_that_make_no_sense(load_example, files, tmp_path, monkeypatch, options, message):
+    monkeypatch.setattr("example_utils.run_logged", lambda *_: pytest.fail("a step was run"))
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
         run(load_example, {**files, **options}, tmp_path, options.get("arms", ["searched"]))

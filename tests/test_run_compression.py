@@ -4,7 +4,6 @@
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -66,13 +65,13 @@ def run(script, files: dict, out, **options) -> dict:
 def finished(script, files, tmp_path_factory, load_example):
     """A whole command, whose steps run in this process: importing torch for each would take longer than all else."""
 
-    def run_here(command, **_):
+    def run_here(command, *_):
         load_example(str(Path(command[1]).relative_to(EXAMPLES))).main(command[2:])
-        return subprocess.CompletedProcess(command, 0)
+        return 0
 
     out = tmp_path_factory.mktemp("compressed") / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("example_utils.subprocess.run", run_here)
+        patch.setattr("example_utils.run_logged", run_here)
         return out, run(script, files, out)
 
 
@@ -114,7 +113,7 @@ def test_folders_that_are_ready_to_push(finished):
 
 def test_what_is_finished_is_not_run_again(script, files, finished, monkeypatch):
     out, results = finished
-    monkeypatch.setattr("example_utils.subprocess.run", lambda *_, **__: pytest.fail("a step was run again"))
+    monkeypatch.setattr("example_utils.run_logged", lambda *_: pytest.fail("a step was run again"))
     for name in ("results.json", "results.csv"):
         (out / name).unlink()
     assert run(script, files, out) == results
@@ -123,15 +122,28 @@ def test_what_is_finished_is_not_run_again(script, files, finished, monkeypatch)
 
 def test_other_arguments_in_the_same_folder(script, files, finished):
     with pytest.raises(
-        ValueError, match="holds a compression with compute_budget=0.6, this one has 0.7; choose another"
+        ValueError, match="holds the results of a command with compute_budget=0.6, this one has 0.7; choose"
     ):
         run(script, files, finished[0], compute_budget=0.7)
 
 
-def test_a_step_that_fails_is_named(script, files, tmp_path):
-    finetuning = {"num_train_epochs": 2, "learning_rat": 1e-4}
-    with pytest.raises(ValueError, match=r"run_glue.py failed with 1: .*'--learning_rat'.* \(see .*plain.log\)"):
-        run(script, files, tmp_path / "out", finetuning=finetuning, methods=["fewer_layers"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"finetuning": {"num_train_epochs": 2, "learning_rat": 1e-4}},
+            "run_glue.py .*'--learning_rat'; did you mean",
+        ),
+        ({"distillation": {"attention_weight": 1}}, "run_glue.py would refuse its options: Unknown .*_weight'"),
+        ({"sharcs": {"router_layers": 2}}, "run_glue_sharcs.py would refuse its options: .*did you mean '--router_"),
+        ({"supernet": {"routin": "layer"}}, "run_mlm_mos.py would refuse its options: .*'--routin'; did you mean"),
+        ({"search": {"rounds": 1}}, "run_search.py would refuse its options: Unknown argument '--rounds'"),
+    ],
+)
+def test_options_of_steps_are_read_before_the_first_one(script, files, tmp_path, monkeypatch, options, message):
+    monkeypatch.setattr("example_utils.run_logged", lambda *_: pytest.fail("a step was run"))
+    with pytest.raises(ValueError, match=message):
+        run(script, files, tmp_path / "out", **options)
 
 
 # ---- methods that are left out --------------------------------------------------------------------------------------

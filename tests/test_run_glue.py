@@ -25,7 +25,7 @@ from transformers import (
 )
 
 import trainers.model_cards
-from example_utils import pin_memory_for_accelerators
+from example_utils import pin_memory_for_accelerators, save_training_plot
 from modeling_mos import MosSubnetForSequenceClassification
 from script_utils import (
     contents,
@@ -156,6 +156,7 @@ def test_a_model_is_trained_and_saved(teacher):
         "model.safetensors",
         "tokenizer.json",
         "trainer_state.json",
+        "training.png",
         "train_results.json",
         "eval_results.json",
         "predictions.safetensors",
@@ -229,6 +230,39 @@ def test_regression(run, teacher, tmp_path):
     assert {"hard_label_loss", "logits_loss", "hidden_states_loss"} <= logs_of(tmp_path / "student")[0].keys()
     with pytest.raises(ValueError, match="The teacher has 2 labels, the student 1"):
         run(**options, num_hidden_layers=1, teacher_name_or_path=str(teacher[0]))
+
+
+def test_the_plot_of_a_training(tmp_path, monkeypatch):
+    axes = pytest.importorskip("matplotlib.axes").Axes
+    drawn, plot = {}, axes.plot
+
+    def see(self, steps, values, label, **style):
+        drawn[label] = list(zip(steps, values, strict=True))
+        return plot(self, steps, values, label=label, **style)
+
+    monkeypatch.setattr(axes, "plot", see)
+    history = [
+        {"loss": 2.0, "learning_rate": 0.1, "step": 1},
+        {"eval_loss": 3.0, "eval_accuracy": 0.5, "step": 1},
+        {"loss": 1.0, "step": 2},
+        {"eval_loss": 2.5, "eval_largest_loss": 2.0, "step": 2},
+        {"train_runtime": 3.0, "train_loss": 1.5, "step": 2},
+    ]
+    save_training_plot(history, tmp_path / "training.png")
+    assert drawn == {
+        "loss": [(1, 2.0), (2, 1.0)],
+        "eval_loss": [(1, 3.0), (2, 2.5)],
+        "eval_largest_loss": [(2, 2.0)],
+    }
+    assert list(drawn)[0] == "loss" and [file.name for file in tmp_path.iterdir()] == ["training.png"]
+    save_training_plot(history[-1:], tmp_path / "nothing.png")
+    assert not (tmp_path / "nothing.png").exists()
+
+
+def test_no_plot_without_matplotlib(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("example_utils.is_matplotlib_available", lambda: False)
+    run(num_train_epochs=1)
+    assert (tmp_path / "out" / "README.md").exists() and not (tmp_path / "out" / "training.png").exists()
 
 
 # ---- with a teacher -------------------------------------------------------------------------------------------------
@@ -534,6 +568,11 @@ def test_a_checkpoint_of_another_model(run, models, tmp_path):
             "leave distillation_temperature and hard_label_weight out",
         ),
         ({"teacher_name_or_path": "words"}, "have different tokenizers; choose a teacher that was fine-tuned with"),
+        (
+            {"teacher_name_or_path": "masked-lm"},
+            r"'.*masked-lm' has no trained bert.pooler.dense.bias, .*classifier.weight, which a BertFor\w+ needs: "
+            "fine-tune it on the task first: run_glue.py",
+        ),
         ({"teacher_name_or_path": "three"}, "knows the labels 'a', 'b', 'c', but the data has 'bad', 'good'"),
         ({"label_column": "mood"}, "There is no column 'mood' with labels in the file"),
         ({"text_columns": ["body"]}, "There is no column 'body' in the file"),
@@ -566,6 +605,8 @@ def test_messages(run, models, tokenizer, tmp_path, options, message):
             MosSubnetForSequenceClassification(config).save_pretrained(folder)
         elif name == "bigger":
             make_tokenizer([text for text, _ in SENTENCES], vocab_size=len(tokenizer) + 9).save_pretrained(folder)
+        elif name == "masked-lm":
+            save_backbone(folder, tokenizer, head="masked-lm")
         elif name == "words":
             other = make_tokenizer([text[::-1] for text, _ in SENTENCES])
             save_backbone(folder, other, vocab_size=len(tokenizer))

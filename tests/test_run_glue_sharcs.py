@@ -123,6 +123,7 @@ def test_a_routed_encoder_is_trained_and_saved(finished):
         "model.safetensors",
         "tokenizer.json",
         "trainer_state.json",
+        "training.png",
         "train_results.json",
         "eval_results.json",
         "curve",
@@ -465,6 +466,9 @@ def test_a_teacher(run, tokenizer, tmp_path):
         ValueError, match=r"The teacher's labels are \['good', 'bad'\], the student's \['bad', 'good'\]"
     ):
         run(**{**options, "teacher_name_or_path": str(tmp_path / "other")}, distillation_weight=1.0)
+    save_backbone(tmp_path / "pre-trained", tokenizer, head="masked-lm", num_hidden_layers=4)
+    with pytest.raises(ValueError, match="pre-trained' has no trained bert.pooler.*: fine-tune it on the task first"):
+        run(**{**options, "teacher_name_or_path": str(tmp_path / "pre-trained")}, distillation_weight=1.0)
 
 
 # ---- messages -------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import torch
 import yaml
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
-from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM
 
 import trainers.model_cards
 from modeling_mos import MosForMaskedLM, MosSubnetForMaskedLM
@@ -177,6 +177,7 @@ def test_supernet_is_trained_and_saved(supernet, data):
         "model.safetensors",
         "tokenizer.json",
         "trainer_state.json",
+        "training.png",
         "train_results.json",
         "eval_results.json",
         "row_losses.safetensors",
@@ -346,6 +347,12 @@ def test_outside_teacher(run, supernet, tmp_path):
     run(teacher_name_or_path=str(supernet[0]), distillation=["logits"], max_steps=2)
     history = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
     assert "largest_distillation_logits" in history[0]
+
+
+def test_teacher_without_a_head(run, supernet, tmp_path):
+    AutoModel.from_pretrained(supernet[0]).save_pretrained(tmp_path / "teacher")
+    with pytest.raises(ValueError, match="teacher' has no trained lm_head.*choose a masked language model as the"):
+        run(teacher_name_or_path=str(tmp_path / "teacher"), distillation=["logits"])
 
 
 def test_teacher_with_another_vocabulary(run, tmp_path):

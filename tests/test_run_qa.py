@@ -427,6 +427,7 @@ def test_a_plain_encoder(run, script, tmp_path):
         {name: expected[name] for name in ("f1", "exact_match")}
     )
     saved = read_json(output / "eval_results.json")
+    assert not any(name.endswith(("_runtime", "_per_second")) for name in saved)  # given again, it writes the same
     assert saved["eval_f1"] == metrics["eval_f1"]
     history = read_json(output / "trainer_state.json")["log_history"]
     assert [entry["epoch"] for entry in history if "eval_f1" in entry] == [1, 2, 3]
@@ -648,6 +649,13 @@ def test_a_teacher_that_reads_other_tokens(run, tmp_path, routed):
     other = save_backbone(tmp_path / "other", make_tokenizer(["quite other words"]), head="question-answering")
     with pytest.raises(ValueError, match="have different tokenizers; choose a teacher that was fine-tuned with the"):
         run(**(ROUTED | {"distillation_weight": 1.0} if routed else {}), teacher_name_or_path=str(other))
+
+
+@pytest.mark.parametrize("routed", [False, True])
+def test_a_teacher_that_was_not_fine_tuned(run, tokenizer, tmp_path, routed):
+    teacher = save_backbone(tmp_path / "pre-trained", tokenizer, head="masked-lm")
+    with pytest.raises(ValueError, match="pre-trained' has no trained qa_outputs.bias, .*: fine-tune it on questions"):
+        run(**(ROUTED | {"distillation_weight": 1.0} if routed else {}), teacher_name_or_path=str(teacher))
 
 
 def test_a_teacher(run, backbone, tmp_path):

@@ -124,7 +124,7 @@ def test_a_table_that_is_off_by_more_than_a_tenth_is_named(load_example, caplog,
         assert ("latency.json' and search again" in record.message) == (level == "WARNING")
 
 
-def test_a_search_by_a_task(run_search, settings, tmp_path, tiny_tokenizer):
+def test_a_search_by_a_task(run_search, settings, tmp_path, tiny_tokenizer, monkeypatch):
     model = make_supernet(tiny_tokenizer, "sequence-classification", search_space=SPACE, num_labels=2)
     model.save_pretrained(tmp_path / "supernet")
     tiny_tokenizer.save_pretrained(tmp_path / "supernet")
@@ -134,8 +134,15 @@ def test_a_search_by_a_task(run_search, settings, tmp_path, tiny_tokenizer):
         write_table(tmp_path / "SST-2" / f"{name}.tsv", ["sentence", "label"], rows)
     options = {"model_name_or_path": tmp_path / "supernet", "dataset_path": None, "num_rounds": 1}
     options |= {"task_name": "sst2", "data_dir": tmp_path, "output_dir": tmp_path / "out"}
+    module, tokenized = sys.modules["run_search"], []
+    preprocess = module.preprocess
+    monkeypatch.setattr(
+        module,
+        "preprocess",
+        lambda splits, *rest, **more: tokenized.append(list(splits)) or preprocess(splits, *rest, **more),
+    )
     results = run_search({**settings, **options})
-    assert results["objective"] == "accuracy"
+    assert results["objective"] == "accuracy" and tokenized == [["validation"]]
     subnet = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out" / "subnet").eval()
     batch = tiny_tokenizer([text for text, _ in rows], padding=True, return_tensors="pt")
     with torch.no_grad():
@@ -144,7 +151,12 @@ def test_a_search_by_a_task(run_search, settings, tmp_path, tiny_tokenizer):
     assert results["best"]["score"] == pytest.approx(right / 30)
     assert results["best"]["score"] == max(found["score"] for found in results["finalists"])
     with pytest.raises(ValueError, match="either --dataset_path .* or --task_name"):
-        run_search({**settings, "task_name": "sst2", "output_dir": tmp_path / "out"})
+        run_search({**settings, **options, "dataset_path": settings["dataset_path"]})
+    # Nothing judges by a head that was never trained.
+    with pytest.raises(ValueError, match="supernet' has no trained classifier.*fine-tune the supernet on the task"):
+        run_search({**settings, **options, "model_name_or_path": settings["model_name_or_path"]})
+    with pytest.raises(ValueError, match="supernet' has no trained lm_head.*: search by a task with --task_name"):
+        run_search({**settings, "model_name_or_path": tmp_path / "supernet", "output_dir": tmp_path / "out"})
 
 
 @pytest.mark.distributed

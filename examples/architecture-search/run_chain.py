@@ -20,7 +20,8 @@ import json
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,17 @@ from transformers.utils import logging
 EXAMPLES = Path(__file__).resolve().parents[1]
 MLM = EXAMPLES / "language-modeling"
 GLUE = EXAMPLES / "text-classification"
-sys.path[:0] = [str(EXAMPLES), str(GLUE)]
+sys.path[:0] = [str(EXAMPLES), str(GLUE), str(MLM), str(EXAMPLES / "architecture-search")]
 
-from compare_glue_runs import main as compare_glue_runs  # noqa: E402
-
+import compare_glue_runs  # noqa: E402
+import run_glue  # noqa: E402
+import run_mlm_mos  # noqa: E402
+import run_search  # noqa: E402
 from example_utils import (  # noqa: E402
+    check_same_command,
+    check_step,
     parse_arguments,
+    parse_given_arguments,
     parse_mapping,
     run_script,
     run_step,
@@ -49,6 +55,8 @@ from modeling_mos import Architecture, MosForMaskedLM  # noqa: E402
 logger = logging.get_logger("run_chain")
 
 ARMS = ("searched", "searched_alone", "searched_latency", "uniform", "random", "stand_alone", "from_scratch")
+# May differ between the calls of one command.
+MAY_CHANGE = ("arms", "seeds", "tasks", "use_cpu")
 
 
 @dataclass(kw_only=True)
@@ -109,7 +117,6 @@ class Chain:
         self.arguments, self.seed = arguments, seed
         self.root = Path(arguments.output_dir)
         self.folder = self.root / f"seed_{seed}"
-        self.folder.mkdir(parents=True, exist_ok=True)
 
     @property
     def device(self) -> dict[str, Any]:
@@ -132,32 +139,32 @@ class Chain:
         return data
 
     def pretrain(self, name: str, **flags: Any) -> Path:
-        arguments, folder = self.arguments, self.folder / name
-        steps = {} if arguments.max_steps is None else {"max_steps": arguments.max_steps}
-        run_step(
-            MLM / "run_mlm_mos.py",
-            folder / "all_results.json",
-            [arguments.mlm_config],
-            **{"dataset_path": self.root / "data", "seed": self.seed, "output_dir": folder},
-            **steps,
-            **self.device,
-            **flags,
-        )
+        folder, options = self.folder / name, self.pretraining_options(name)
+        script = MLM / "run_mlm_mos.py"
+        run_step(script, folder / "all_results.json", [self.arguments.mlm_config], **options, **flags)
         return folder
 
+    def pretraining_options(self, name: str) -> dict[str, Any]:
+        options = {"dataset_path": self.root / "data", "seed": self.seed, "output_dir": self.folder / name}
+        return {**options, "max_steps": self.arguments.max_steps, **self.device}
+
     def search(self, name: str, **limits: Any) -> dict[str, Any]:
-        arguments, folder = self.arguments, self.folder / name
-        flags = {
+        folder = self.folder / name
+        script = Path(__file__).resolve().parent / "run_search.py"
+        run_step(script, folder / "front.json", **{**self.search_options(name), **limits})
+        return json.loads((folder / "front.json").read_text(encoding="utf-8"))
+
+    def search_options(self, name: str) -> dict[str, Any]:
+        arguments = self.arguments
+        options = {
             "model_name_or_path": self.folder / "supernet",
             "dataset_path": self.root / "data",
             "max_eval_samples": arguments.max_eval_samples,
             "sequence_length": arguments.max_seq_length,
             "seed": self.seed,
-            "output_dir": folder,
+            "output_dir": self.folder / name,
         }
-        script = Path(__file__).resolve().parent / "run_search.py"
-        run_step(script, folder / "front.json", **{**flags, **self.device, **arguments.search, **limits})
-        return json.loads((folder / "front.json").read_text(encoding="utf-8"))
+        return {**options, **self.device, **arguments.search}
 
     def supernet(self) -> MosForMaskedLM:
         return MosForMaskedLM.from_pretrained(self.folder / "supernet").eval()
@@ -242,16 +249,31 @@ class Chain:
     # ---- fine-tuning ------------------------------------------------------------------------------------------------
 
     def finetune(self, name: str, task: str, model: str | Path, **flags: Any) -> Path:
-        arguments, folder = self.arguments, self.folder / "finetuned" / f"{name}-{task}"
-        data = {} if arguments.data_dir is None else {"data_dir": arguments.data_dir}
-        common = {"do_train": True, "do_eval": True, "save_predictions": True, "report_to": "none"}
-        run_step(
-            GLUE / "run_glue.py",
-            folder / "predictions.safetensors",
-            **{"model_name_or_path": model, "task_name": task, "seed": self.seed, "output_dir": folder},
-            **{**common, **data, **self.device, **arguments.finetuning, **flags},
-        )
+        folder, options = self.finetuned(name, task), self.finetuning_options(name, task, model)
+        run_step(GLUE / "run_glue.py", folder / "predictions.safetensors", **{**options, **flags})
         return folder
+
+    def finetuned(self, name: str, task: str) -> Path:
+        return self.folder / "finetuned" / f"{name}-{task}"
+
+    def finetuning_options(self, name: str, task: str, model: str | Path) -> dict[str, Any]:
+        folder, data = self.finetuned(name, task), {"task_name": task, "data_dir": self.arguments.data_dir}
+        options = {"model_name_or_path": model, **data, "seed": self.seed, "output_dir": folder}
+        common = {"do_train": True, "do_eval": True, "save_predictions": True, "report_to": "none"}
+        return {**options, **common, **self.device, **self.arguments.finetuning}
+
+    def check_options(self) -> None:
+        """
+        Raises:
+            ValueError: A script would refuse what it is going to be told.
+        """
+        read = partial(parse_arguments, run_mlm_mos.ARGUMENT_TYPES)
+        check_step("run_mlm_mos.py", read, self.arguments.mlm_config, **self.pretraining_options("supernet"))
+        read = partial(parse_arguments, run_search.SearchArguments)
+        check_step("run_search.py", read, **self.search_options("search"))
+        for task in self.arguments.tasks:
+            options = self.finetuning_options("teacher", task, self.arguments.teacher_name_or_path)
+            check_step("run_glue.py", run_glue.read_arguments, **options)
 
     def run(self) -> dict[str, Path]:
         """All steps; returns the folders of the arms' networks, before they are fine-tuned."""
@@ -274,18 +296,30 @@ def report(arguments: ChainArguments, students: dict[int, dict[str, Path]]) -> N
             widths = getattr(model.config, "hidden_sizes", model.config.hidden_size)
             networks.append({"arm": arm, "seed": seed, "parameters": model.num_parameters(), "hidden_sizes": widths})
     write_text_atomically(root / "networks.json", json.dumps(networks, indent=2) + "\n")
+    compare_glue_runs.main([*comparison_flags(arguments), "--output", str(root / "comparison.json")])
+
+
+def comparison_flags(arguments: ChainArguments) -> list[str]:
+    """What compare_glue_runs.py is told."""
+    root = Path(arguments.output_dir)
     runs = [
         f"{arm}=" + ",".join(str(root / f"seed_{seed}" / "finetuned" / f"{arm}-{{task}}") for seed in arguments.seeds)
         for arm in ("teacher", *arguments.arms)
     ]
     baseline = "searched" if "searched" in arguments.arms else arguments.arms[0]
-    flags = ["--tasks", *arguments.tasks, "--runs", *runs, "--baseline", baseline]
-    compare_glue_runs([*flags, "--output", str(root / "comparison.json")])
+    return ["--tasks", *arguments.tasks, "--runs", *runs, "--baseline", baseline]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     (arguments,) = parse_arguments(ChainArguments, arguments, description=__doc__.split("\n")[1])
     show_progress_messages(logger)
+    Chain(arguments, arguments.seeds[0]).check_options()
+    parse_arguments(compare_glue_runs.GlueComparisonArguments, comparison_flags(arguments))
+    deciding = {name: value for name, value in asdict(arguments).items() if name not in (*MAY_CHANGE, "output_dir")}
+    # Of the file, what is in it: it may be edited, or move.
+    recipe = parse_given_arguments(run_mlm_mos.ARGUMENT_TYPES, [deciding.pop("mlm_config")])
+    deciding |= {f"mlm_config.{name}": value for name, value in recipe.items()}
+    check_same_command(Path(arguments.output_dir) / "arguments.json", deciding)
     students = {seed: Chain(arguments, seed).run() for seed in arguments.seeds}
     report(arguments, students)
 

@@ -34,7 +34,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from datasets import load_from_disk
+from datasets import DatasetDict, load_from_disk
 from transformers import AutoTokenizer, EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import is_matplotlib_available, logging
 
@@ -74,6 +74,7 @@ from modeling_mos import (  # noqa: E402
     name_front,
     save_latency,
 )
+from teacher_utils import load_trained  # noqa: E402
 from trainers import MaskedLanguageModelingDataset, write_model_card  # noqa: E402
 
 
@@ -175,8 +176,18 @@ _BOUNDS = ("parameters", "published_size", "flops", "latency")
 
 
 def load_model(arguments: SearchArguments, state: PartialState) -> MosPreTrainedModel:
-    model_class = MosForMaskedLM if arguments.task_name is None else MosForSequenceClassification
-    return model_class.from_pretrained(arguments.model_name_or_path, dtype=torch.float32).to(state.device).eval()
+    """
+    The supernet, with the head that candidates are judged with.
+
+    Raises:
+        ValueError: if that head was not trained.
+    """
+    if arguments.task_name is None:
+        model_class, way_out = MosForMaskedLM, "search by a task with --task_name, or give a masked-LM supernet."
+    else:
+        model_class = MosForSequenceClassification
+        way_out = "fine-tune the supernet on the task first, with SupernetTrainer (see the README)."
+    return load_trained(model_class, arguments.model_name_or_path, way_out).to(state.device).eval()
 
 
 def load_objective(
@@ -228,7 +239,8 @@ def load_task_objective(
     if "validation" not in raw:
         raise ValueError(f"The task {arguments.task_name!r} has no validation rows in {arguments.data_dir!r}.")
     names = get_label_names(raw)
-    rows = preprocess(raw, tokenizer, data, names, config=supernet.config)["validation"]
+    judges = DatasetDict(validation=raw["validation"])
+    rows = preprocess(judges, tokenizer, data, names, config=supernet.config)["validation"]
     ordered = rows.features["label"].names if names is not None else None
     compute_metrics = glue_compute_metrics(arguments.task_name, names is None, ordered)
     name = main_metric(arguments.task_name, names is None)
@@ -288,6 +300,7 @@ def check_latency(
         arguments.latency_batch_size,
         arguments.sequence_length,
         arguments.latency_rounds,
+        arguments.show_progress,
     )
     predicted = [table(architecture) for architecture in architectures]
     ratios = [value / other for value, other in zip(predicted, measured, strict=True)]

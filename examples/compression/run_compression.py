@@ -25,9 +25,9 @@ import io
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +40,18 @@ from transformers.utils import is_matplotlib_available, logging
 
 EXAMPLES = Path(__file__).resolve().parents[1]
 GLUE = EXAMPLES / "text-classification"
-sys.path[:0] = [str(EXAMPLES), str(GLUE)]
+SCRIPT_FOLDERS = ("text-classification", "language-modeling", "architecture-search")
+sys.path[:0] = [str(EXAMPLES), *(str(EXAMPLES / name) for name in SCRIPT_FOLDERS)]
 
+import run_glue  # noqa: E402
+import run_glue_sharcs  # noqa: E402
+import run_mlm_mos  # noqa: E402
+import run_search  # noqa: E402
 from compare_glue_runs import GlueComparisonArguments, as_markdown, compare, save_plot  # noqa: E402
-
 from example_utils import (  # noqa: E402
     argument_names,
+    check_same_command,
+    check_step,
     parse_arguments,
     parse_given_arguments,
     parse_mapping,
@@ -226,6 +232,27 @@ class Compression:
     def full_flops(self) -> float:
         return total_flops(make_classifier(self.config), self.rows.lengths)
 
+    def check_options(self) -> None:
+        """
+        Raises:
+            ValueError: A script would refuse what it is going to be told.
+        """
+        arguments, methods = self.arguments, self.arguments.methods
+        seed, model = arguments.seeds[0], arguments.model_name_or_path
+        check_step("run_glue.py", run_glue.read_arguments, **self.finetuning_options("plain", seed, model))
+        if "mos_subnet" in methods or "fewer_layers" in methods:  # alike, beside what is planned
+            options = self.finetuning_options("mos_subnet", seed, model)
+            check_step("run_glue.py", run_glue.read_arguments, **options)
+        if "sharcs" in methods and self.config.model_type in SHARCS_BACKBONES:
+            options = self.finetuning_options("sharcs", seed, model, self.sharcs_options())
+            check_step("run_glue_sharcs.py", partial(parse_arguments, run_glue_sharcs.ARGUMENT_TYPES), **options)
+        if "mos_subnet" in methods:
+            text = self.root / "text"
+            options = self.supernet_options(text)
+            check_step("run_mlm_mos.py", partial(parse_arguments, run_mlm_mos.ARGUMENT_TYPES), **options)
+            options = self.search_options(model, text)
+            check_step("run_search.py", partial(parse_arguments, run_search.SearchArguments), **options)
+
     def plan(self) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
         """
         For each method what its script is told; and, of those that are left out, the reason. A supernet is made on
@@ -253,22 +280,13 @@ class Compression:
         raise NotPossibleError(f"a single layer takes {share:.0%} of full FLOPs")
 
     def plan_sharcs(self) -> dict[str, Any]:
-        """A quarter of the layers whole, then a quarter of the heads or all, unless --sharcs says otherwise."""
+        """The options of --sharcs, at the budget."""
         config, arguments = self.config, self.arguments
         if config.model_type not in SHARCS_BACKBONES:
             raise NotPossibleError(
                 f"routed encoders are made of {', '.join(SHARCS_BACKBONES)} models, not of {config.model_type}"
             )
-        heads, epochs = config.num_attention_heads, arguments.finetuning["num_train_epochs"]
-        options = {
-            "width_multipliers": [max(1, heads // 4) / heads, 1.0],
-            "router_layer": max(1, config.num_hidden_layers // 4),
-            "hardness_window": max(1, min(3, int(epochs) - 1)),
-            "distillation_weight": 1.0,
-            # Held out for the router's prices; where the user holds rows out, those of every method.
-            "calibration_split_percentage": self.data_options.get("calibration_split_percentage", 5),
-            **arguments.sharcs,
-        }
+        options = self.sharcs_options()
         known = {name: options[name] for name in argument_names([SharcsOptions]) if name in options}
         routed = load_sharcs_model(
             SharcsForSequenceClassification, arguments.model_name_or_path, SharcsOptions(**known)
@@ -283,6 +301,19 @@ class Compression:
             )
         budget = arguments.compute_budget
         return {**options, "compute_budget": budget, "compute_budgets": [budget]}
+
+    def sharcs_options(self) -> dict[str, Any]:
+        """A quarter of the layers whole, then a quarter of the heads or all, unless --sharcs says otherwise."""
+        heads, epochs = self.config.num_attention_heads, self.arguments.finetuning["num_train_epochs"]
+        return {
+            "width_multipliers": [max(1, heads // 4) / heads, 1.0],
+            "router_layer": max(1, self.config.num_hidden_layers // 4),
+            "hardness_window": max(1, min(3, int(epochs) - 1)),
+            "distillation_weight": 1.0,
+            # Held out for the router's prices; where the user holds rows out, those of every method.
+            "calibration_split_percentage": self.data_options.get("calibration_split_percentage", 5),
+            **self.arguments.sharcs,
+        }
 
     def plan_mos_subnet(self) -> dict[str, Any]:
         """The search's limit on FLOPs, which count the supernet's masked-LM head instead of a classifier."""
@@ -347,47 +378,57 @@ class Compression:
 
     def find_supernet(self) -> str | Path:
         """The supernet that was given, or one that is made of the model."""
-        arguments, folder = self.arguments, self.root / "supernet"
-        if arguments.supernet_name_or_path is not None:
-            return arguments.supernet_name_or_path
-        options = {
-            "model_name_or_path": arguments.model_name_or_path,
-            "dataset_path": self.prepare_text(),
-            "seed": arguments.seeds[0],
-            "output_dir": folder,
-        }
+        folder = self.root / "supernet"
+        if self.arguments.supernet_name_or_path is not None:
+            return self.arguments.supernet_name_or_path
         script = EXAMPLES / "language-modeling" / "run_mlm_mos.py"
-        run_step(script, folder / "README.md", **{**options, **self.device, **arguments.supernet})
+        run_step(script, folder / "README.md", **self.supernet_options(self.prepare_text()))
         return folder
+
+    def supernet_options(self, text: Path) -> dict[str, Any]:
+        options = {
+            "model_name_or_path": self.arguments.model_name_or_path,
+            "dataset_path": text,
+            "seed": self.arguments.seeds[0],
+            "output_dir": self.root / "supernet",
+        }
+        return {**options, **self.device, **self.arguments.supernet}
 
     def search(self, limits: dict[str, Any]) -> Path:
         """The best subnet inside the limits."""
         folder = self.root / "search"
-        options = {
-            "model_name_or_path": self.find_supernet(),
-            "dataset_path": self.prepare_text(),
-            "seed": self.arguments.seeds[0],
-            "output_dir": folder,
-        }
+        options = self.search_options(self.find_supernet(), self.prepare_text())
         script = EXAMPLES / "architecture-search" / "run_search.py"
-        run_step(script, folder / "front.json", **{**options, **self.device, **self.arguments.search, **limits})
+        run_step(script, folder / "front.json", **{**options, **limits})
         return folder / "subnet"
+
+    def search_options(self, supernet: str | Path, text: Path) -> dict[str, Any]:
+        options = {
+            "model_name_or_path": supernet,
+            "dataset_path": text,
+            "seed": self.arguments.seeds[0],
+            "output_dir": self.root / "search",
+        }
+        return {**options, **self.device, **self.arguments.search}
 
     def folder(self, method: str, seed: int) -> Path:
         return self.root / f"seed_{seed}" / method
 
-    def finetune(self, method: str, seed: int, model: str | Path, **options: Any) -> None:
-        script = GLUE / ("run_glue_sharcs.py" if method == "sharcs" else "run_glue.py")
+    def finetuning_options(
+        self, method: str, seed: int, model: str | Path, own: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
         folder = self.folder(method, seed)
         common = {"model_name_or_path": model, "save_predictions": True, "seed": seed, "output_dir": folder}
         if method != "plain":
             common["teacher_name_or_path"] = self.folder("plain", seed)
+        taught = self.arguments.distillation if method in ("mos_subnet", "fewer_layers") else {}
+        return {**common, **self.data_options, **self.device, **self.arguments.finetuning, **(own or {}), **taught}
+
+    def finetune(self, method: str, seed: int, model: str | Path, own: Mapping[str, Any] | None = None) -> None:
+        script = GLUE / ("run_glue_sharcs.py" if method == "sharcs" else "run_glue.py")
         # The card is what the scripts write last.
-        run_step(
-            script,
-            folder / "README.md",
-            **{**common, **self.data_options, **self.device, **self.arguments.finetuning, **options},
-        )
+        card = self.folder(method, seed) / "README.md"
+        run_step(script, card, **self.finetuning_options(method, seed, model, own))
 
     def run(self, planned: dict[str, dict[str, Any]]) -> None:
         """Everything that is left to do."""
@@ -396,12 +437,10 @@ class Compression:
         for seed in arguments.seeds:
             self.finetune("plain", seed, model)
             for method, options in planned.items():
-                if method == "mos_subnet":
-                    self.finetune(method, seed, subnet, **arguments.distillation)
-                elif method == "fewer_layers":
-                    self.finetune(method, seed, model, **options, **arguments.distillation)
+                if method == "mos_subnet":  # its options are the search's
+                    self.finetune(method, seed, subnet)
                 else:
-                    self.finetune(method, seed, model, **options)
+                    self.finetune(method, seed, model, options)
 
     # ---- results ----------------------------------------------------------------------------------------------------
 
@@ -450,27 +489,6 @@ def as_csv(results: dict[str, Any]) -> str:
     return table.getvalue()
 
 
-def check_same_command(path: Path, arguments: CompressionArguments, data: DataArguments) -> None:
-    """
-    Remembers the arguments: what was made with others must not be taken for a result of these.
-
-    Raises:
-        ValueError: The output folder holds a compression with other arguments.
-    """
-    own = {name: value for name, value in asdict(arguments).items() if name not in (*MAY_CHANGE, "output_dir")}
-    asked = json.loads(json.dumps({**own, **asdict(data)}))
-    if path.exists():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        for name, value in asked.items():
-            if found.get(name) != value:
-                raise ValueError(
-                    f"{str(path.parent)!r} holds a compression with {name}={found.get(name)!r}, this one has "
-                    f"{value!r}; choose another --output_dir."
-                )
-    else:
-        write_text_atomically(path, json.dumps(asked, indent=2) + "\n")
-
-
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     types = (CompressionArguments, DataArguments)
     parsed, data = parse_arguments(types, arguments, description=__doc__.split("\n")[1])
@@ -480,7 +498,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     root = Path(parsed.output_dir)
     rows = read_rows(parsed, data)
     compression = Compression(parsed, rows, given)
-    check_same_command(root / "arguments.json", parsed, data)
+    compression.check_options()
+    deciding = {name: value for name, value in asdict(parsed).items() if name not in (*MAY_CHANGE, "output_dir")}
+    check_same_command(root / "arguments.json", {**deciding, **asdict(data)})
     planned, left_out = compression.plan()
     if not planned:
         raise ValueError(f"No method can be run: {'; '.join(f'{name}: {why}' for name, why in left_out.items())}.")

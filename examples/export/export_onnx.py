@@ -12,7 +12,7 @@ A subnet, or a routed encoder at a forced width, is one graph, model.onnx. A rou
 (front.onnx), a graph for each width after it, and routing.json with the price and what each width costs;
 routed_runner.py runs them. Model and graphs are compared, and timed in turns, on random rows or on texts, 8-bit graphs
 also with the same ones in float32. With labelled rows (--task_name, --data_dir or --validation_file, as run_glue.py
-reads them) each gets its score. Needs the extra `onnx`: pip install 'elastic-encoders[onnx]'.
+reads them) each gets its score. Needs the extra `onnx`: pip install -c constraints.txt -e '.[onnx]'.
 """
 
 import copy
@@ -147,7 +147,7 @@ def require_packages(names: Sequence[str] = PACKAGES) -> None:
     """
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
-        raise ValueError(f"The export needs {', '.join(missing)}: pip install 'elastic-encoders[onnx]'.")
+        raise ValueError(f"The export needs {', '.join(missing)}: pip install -c constraints.txt -e '.[onnx]'.")
 
 
 # ---- the model ------------------------------------------------------------------------------------------------------

@@ -47,6 +47,7 @@ from example_utils import (  # noqa: E402
 )
 from modeling_mos import Architecture, MosConfig, MosForMaskedLM, SearchSpace  # noqa: E402
 from prepare_pretraining_data import PreparationArguments, prepare  # noqa: E402
+from teacher_utils import load_trained  # noqa: E402
 from trainers import (  # noqa: E402
     MaskedLanguageModelingDataset,
     MaskedLMTrainer,
@@ -158,6 +159,9 @@ class DataArguments:
             "architecture to row_losses.safetensors, for paired comparisons."
         },
     )
+
+
+ARGUMENT_TYPES = (ModelArguments, DataArguments, SupernetTrainingArguments)
 
 
 def load_data(arguments: DataArguments, model_name: str | None, output_dir: str, seed: int):
@@ -354,7 +358,7 @@ def save_row_losses(trainer: MaskedLMTrainer, dataset: MaskedLanguageModelingDat
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     model_arguments, data_arguments, training_arguments = parse_arguments(
-        (ModelArguments, DataArguments, SupernetTrainingArguments), arguments, description=__doc__.split("\n")[1]
+        ARGUMENT_TYPES, arguments, description=__doc__.split("\n")[1]
     )
     show_progress_messages(logger)
     pin_memory_for_accelerators(training_arguments)
@@ -393,7 +397,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     if isinstance(model, MosForMaskedLM):
         teacher = None
         if model_arguments.teacher_name_or_path is not None:
-            teacher = AutoModelForMaskedLM.from_pretrained(model_arguments.teacher_name_or_path)
+            way_out = "choose a masked language model as the teacher."
+            teacher = load_trained(AutoModelForMaskedLM, model_arguments.teacher_name_or_path, way_out)
         trainer = SupernetTrainer(model, teacher=teacher, processing_class=tokenizer, **common)
     else:
         if model_arguments.teacher_name_or_path is not None:

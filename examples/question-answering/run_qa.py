@@ -53,6 +53,7 @@ from example_utils import (  # noqa: E402
     publish,
     run_script,
     show_progress_messages,
+    without_timings,
     write_text_atomically,
 )
 from modeling_sharcs import SharcsForQuestionAnswering  # noqa: E402
@@ -73,7 +74,7 @@ from sharcs_utils import (  # noqa: E402
     save,
     train,
 )
-from teacher_utils import check_teacher_tokenizer, refuse_options_without_teacher  # noqa: E402
+from teacher_utils import check_teacher_tokenizer, load_trained, refuse_options_without_teacher  # noqa: E402
 from trainers import (  # noqa: E402
     DistillationTrainer,
     DistillationTrainingArguments,
@@ -148,13 +149,14 @@ def load_teacher(
     name: str, tokenizer: PreTrainedTokenizerBase, student: str, attention: str | None
 ) -> PreTrainedModel:
     """
-    The teacher, in float32 whatever its checkpoint's type.
+    The teacher.
 
     Raises:
-        ValueError: if it reads other tokens than the student.
+        ValueError: if it was not fine-tuned, or reads other tokens than the student.
     """
     check_teacher_tokenizer(AutoTokenizer.from_pretrained(name), name, tokenizer, student, pairs=True)
-    return AutoModelForQuestionAnswering.from_pretrained(name, dtype=torch.float32, attn_implementation=attention)
+    way_out = "fine-tune it on questions first: run_qa.py without a teacher."
+    return load_trained(AutoModelForQuestionAnswering, name, way_out, attn_implementation=attention)
 
 
 def load_plain_model(name: str, attention: str | None) -> PreTrainedModel:
@@ -250,7 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             logits = predictions.select(chosen)
         else:
             predicted = trainer.predict(windows["validation"], metric_key_prefix="eval")
-            results, logits = predicted.metrics, predicted.predictions[:2]
+            results, logits = without_timings(predicted.metrics), predicted.predictions[:2]
             trainer.log_metrics("eval", results)
             trainer.save_metrics("eval", results)
         if trainer.is_world_process_zero():

@@ -270,23 +270,33 @@ def as_markdown(report: dict[str, Any]) -> str:
 
 
 def save_plot(report: dict[str, Any], path: Path) -> None:
-    """Mean scores, with their intervals, against the share of full FLOPs; a line across for arms without a share."""
+    """
+    Mean scores with their intervals: against the share of full FLOPs, and in a panel of their own where arms have no
+    share.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
-    for position, (arm, entry) in enumerate(report["arms"].items()):
-        style = {"color": f"C{position}", "label": arm}
-        if entry["flops_share"] is None:
-            axes.axhline(entry["score"], linestyle="--", **style)
-            continue
-        low, high = entry["score_interval"]
-        # A percentile interval need not hold the score itself.
-        errors = [[max(0.0, entry["score"] - low)], [max(0.0, high - entry["score"])]]
-        axes.errorbar(entry["flops_share"], entry["score"], errors, marker="o", capsize=3, linestyle="none", **style)
-    axes.set(xlabel="share of full FLOPs", ylabel="mean score", title=", ".join(report["rows"]))
-    axes.grid(alpha=0.3)
-    axes.legend()
+    arms = report["arms"]
+    without = [arm for arm, entry in arms.items() if entry["flops_share"] is None]
+    panels = [names for names in ([arm for arm in arms if arm not in without], without) if names]
+    figure = Figure(figsize=(3 + 3 * len(panels), 4), layout="constrained")
+    figure.suptitle(", ".join(report["rows"]))
+    row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    row[0].set_ylabel("mean score")
+    for axes, names in zip(row, panels, strict=True):
+        for place, arm in enumerate(names):
+            entry, style = arms[arm], {"color": f"C{list(arms).index(arm)}", "label": arm}
+            low, high = entry["score_interval"]
+            # A percentile interval need not hold the score itself.
+            errors = [[max(0.0, entry["score"] - low)], [max(0.0, high - entry["score"])]]
+            where = place if names is without else entry["flops_share"]
+            axes.errorbar(where, entry["score"], errors, marker="o", capsize=3, linestyle="none", **style)
+        if names is without:
+            axes.set_xticks(range(len(names)), names, rotation=45, horizontalalignment="right")
+        else:
+            axes.set_xlabel("share of full FLOPs")
+            axes.legend()
+        axes.grid(alpha=0.3)
     temporary = path.with_name(f".{path.name}.partial")
     figure.savefig(temporary, format="png", dpi=150)
     os.replace(temporary, path)

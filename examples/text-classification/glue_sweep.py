@@ -235,7 +235,9 @@ def plot_scores(rows: Sequence[Row], path: Path) -> None:
     if not summary:
         return
     if not is_matplotlib_available():
-        logger.warning("matplotlib is not installed, so there is no plot; pip install 'elastic-encoders[plots]'.")
+        logger.warning(
+            "matplotlib is not installed, so there is no plot; pip install -c constraints.txt -e '.[plots]'."
+        )
         return
     from matplotlib.figure import Figure  # optional; without pyplot no display is looked for
 

@@ -160,7 +160,9 @@ def write_folder(
         if is_matplotlib_available():
             plot_importance(importance, folder / "importance.png")
         else:
-            logger.warning("matplotlib is not installed, so there is no plot; pip install 'elastic-encoders[plots]'.")
+            logger.warning(
+                "matplotlib is not installed, so there is no plot; pip install -c constraints.txt -e '.[plots]'."
+            )
         (folder / "reordering.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 

@@ -45,6 +45,7 @@ from example_utils import (  # noqa: E402
     publish,
     run_script,
     show_progress_messages,
+    without_timings,
 )
 from glue_utils import (  # noqa: E402
     DataArguments,
@@ -61,7 +62,7 @@ from glue_utils import (  # noqa: E402
     write_test_predictions,
 )
 from sharcs_utils import longest_input, train  # noqa: E402
-from teacher_utils import check_teacher_tokenizer, refuse_options_without_teacher  # noqa: E402
+from teacher_utils import check_teacher_tokenizer, load_trained, refuse_options_without_teacher  # noqa: E402
 from trainers import DistillationTrainer, DistillationTrainingArguments  # noqa: E402
 
 
@@ -204,7 +205,8 @@ def load_teacher(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase, 
     The teacher, with the names that the student has for its labels.
 
     Raises:
-        ValueError: if the teacher reads other tokens than the student, or of pairs which text is which.
+        ValueError: if the teacher was not fine-tuned, or reads other tokens than the student, or of pairs which text
+            is which.
     """
     name = arguments.teacher_name_or_path
     if name is None:
@@ -212,7 +214,8 @@ def load_teacher(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase, 
     own = load_tokenizer(name, AutoConfig.from_pretrained(name).vocab_size)
     check_teacher_tokenizer(own, name, tokenizer, arguments.model_name_or_path, pairs)
     loading = {"attn_implementation": arguments.attn_implementation} if arguments.attn_implementation else {}
-    teacher = AutoModelForSequenceClassification.from_pretrained(name, dtype=torch.float32, **loading)
+    way_out = "fine-tune it on the task first: run_glue.py without a teacher."
+    teacher = load_trained(AutoModelForSequenceClassification, name, way_out, **loading)
     if names is not None:
         set_model_labels(teacher.config, names)  # It may write the same names in another way.
     return teacher
@@ -265,9 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         if split not in splits:
             continue
         found = trainer.predict(splits[split], metric_key_prefix=prefix)
-        # How long it took is not kept: the same command on a finished run shall write the same files.
-        timed = ("_runtime", "_per_second", "_time")
-        metrics = {f"{name}{suffix}": value for name, value in found.metrics.items() if not name.endswith(timed)}
+        metrics = {f"{name}{suffix}": value for name, value in without_timings(found.metrics).items()}
         metrics[f"{prefix}_samples{suffix}"] = len(splits[split])
         trainer.log_metrics(f"{prefix}{suffix}", metrics)
         trainer.save_metrics(f"{prefix}{suffix}", metrics)

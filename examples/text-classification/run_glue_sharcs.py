@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -66,7 +65,7 @@ from sharcs_utils import (  # noqa: E402
     save,
     train,
 )
-from teacher_utils import check_teacher_tokenizer  # noqa: E402
+from teacher_utils import check_teacher_tokenizer, load_trained  # noqa: E402
 from trainers import SharcsTrainer, SharcsTrainingArguments, WidthPredictions  # noqa: E402
 
 
@@ -98,6 +97,9 @@ class ModelArguments:
         },
     )
     evaluate_only: bool = field(default=False, metadata={"help": "Calibrate and measure a SHARCS model, no training."})
+
+
+ARGUMENT_TYPES = (ModelArguments, SharcsOptions, DataArguments, SharcsTrainingArguments)
 
 
 def load_model(arguments: ModelArguments, options: SharcsOptions, data: DataArguments, names: list[str] | None):
@@ -142,9 +144,7 @@ def write_prediction_table(path: Path, rows, trainer: SharcsTrainer, predictions
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     model_arguments, options, data_arguments, training_arguments = parse_arguments(
-        (ModelArguments, SharcsOptions, DataArguments, SharcsTrainingArguments),
-        arguments,
-        description=__doc__.split("\n")[1],
+        ARGUMENT_TYPES, arguments, description=__doc__.split("\n")[1]
     )
     show_progress_messages(logger)
     pin_memory_for_accelerators(training_arguments)
@@ -170,7 +170,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     teacher = None
     if model_arguments.teacher_name_or_path is not None:
         name = model_arguments.teacher_name_or_path
-        teacher = AutoModelForSequenceClassification.from_pretrained(name, dtype=torch.float32)
+        way_out = "fine-tune it on the task first: run_glue.py."
+        teacher = load_trained(AutoModelForSequenceClassification, name, way_out)
         check_teacher_tokenizer(
             load_tokenizer(name, teacher.config.vocab_size),
             name,

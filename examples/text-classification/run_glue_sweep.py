@@ -43,6 +43,7 @@ from example_utils import (  # noqa: E402
     expand_argument_file,
     parse_given_arguments,
     parse_mapping,
+    run_logged,
     run_script,
     show_progress_messages,
     to_flags,
@@ -280,16 +281,7 @@ def launch(flags: Sequence[str], log: Path, num_processes: int, lock: int) -> st
         # On several GPUs, one process would use them all, each with a whole batch.
         environment["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     command += [str(RUN_SCRIPT), *flags]
-    with open(log, "ab") as output:
-        process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=[lock]
-        )
-        try:
-            code = process.wait()
-        finally:
-            if process.poll() is None:
-                process.terminate()
-                process.wait()
+    code = run_logged(command, log, log.parent.name, env=environment, stdin=subprocess.DEVNULL, pass_fds=[lock])
     if code == 0:
         return None
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
