@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from example_utils import run_logged
+from example_utils import check_same_command, run_logged
 from script_utils import make_tokenizer, read_json, save_backbone, write_table
 from synthetic_data import generate_documents
 
@@ -140,3 +140,15 @@ def test_arguments_that_make_no_sense(load_example, files, tmp_path, monkeypatch
     monkeypatch.setattr("example_utils.run_logged", lambda *_: pytest.fail("a step was run"))
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         run(load_example, {**files, **options}, tmp_path, options.get("arms", ["searched"]))
+
+
+def test_a_command_may_be_corrected_until_it_has_results(tmp_path):
+    path = tmp_path / "arguments.json"
+    check_same_command(path, {"train_file": ["nowhere.txt"]})
+    (tmp_path / "seed_1").mkdir()
+    (tmp_path / "seed_1" / "step.log").write_text("There is no such file.")
+    check_same_command(path, {"train_file": ["text.txt"]})
+    (tmp_path / "seed_1" / "result.json").write_text("{}")
+    check_same_command(path, {"train_file": ["text.txt"]})
+    with pytest.raises(ValueError, match=r"results of a command with train_file=\['text.txt'\], this one has \['o"):
+        check_same_command(path, {"train_file": ["other.txt"]})
