@@ -696,40 +696,20 @@ class _Journal:
 
     def _open(self, identity: dict[str, Any]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
-        if lines and not lines[-1].endswith(b"\n"):
-            logger.warning(f"The last line of {str(self.path)!r} is cut; that evaluation is made again.")
-            lines.pop()
-        for number, line in enumerate(lines, start=1):
-            try:
-                record = _parse_line(line)
-                if number == 1:
-                    differing = [name for name, value in identity.items() if record[name] != value]
-                else:
-                    self._read(record)
-            except (KeyError, TypeError, ValueError) as error:
-                raise ValueError(
-                    f"Line {number} of {str(self.path)!r} is not a result of a search ({error}); restore the file, "
-                    "delete this line and all after it, whose evaluations are then made again, or choose another "
-                    "output folder."
-                ) from None
-            if differing:
-                name = differing[0]
-                raise ValueError(
-                    f"{str(self.path)!r} holds the results of another search: its {name} is {record[name]!r}, this "
-                    f"search's is {identity[name]!r}. Choose another output folder, or delete the file."
-                )
+        lines = _read_whole_lines(self.path) if self.path.exists() else []
+        if lines:
+            written, self.contributions = _parse_lines(self.path, lines)
+            for name, value in identity.items():
+                if written.get(name) != value:
+                    raise ValueError(
+                        f"{str(self.path)!r} holds the results of another search: its {name} is "
+                        f"{written.get(name)!r}, this search's is {value!r}. Choose another output folder, or delete "
+                        "the file."
+                    )
         self._file = open(self.path, "ab")
         self._file.truncate(sum(map(len, lines)))
         if not lines:
             self._write(identity)
-
-    def _read(self, record: dict[str, Any]) -> None:
-        candidate, rows = Architecture.from_dict(record["architecture"]), np.array(record["contributions"])
-        known = self.contributions.get(candidate)
-        if record["start"] != (0 if known is None else len(known)) or rows.ndim != 2:
-            raise ValueError(f"its rows begin at {record['start']}, not where those before it ended")
-        self.contributions[candidate] = rows if known is None else np.concatenate([known, rows])
 
     def append(self, candidate: Architecture, start: int, rows: np.ndarray) -> None:
         if self._file is not None:
@@ -742,6 +722,64 @@ class _Journal:
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
+
+
+def read_results(path: str | os.PathLike) -> tuple[dict[str, Any], dict[Architecture, np.ndarray]]:
+    """
+    Reads the `results.jsonl` of a search, finished or not. A last line that is cut is left out.
+
+    Args:
+        path (`str` or `os.PathLike`): The file.
+
+    Returns:
+        `tuple`: What was evaluated (`objective`, `rows`, `supernet`, `data`), and by architecture the contributions of
+            the rows that it saw, of shape `(seen rows, terms)`.
+
+    Raises:
+        ValueError: if the file holds no results, or a line was altered or is none of a search.
+        OSError: if there is no such file.
+    """
+    path = Path(path)
+    lines = _read_whole_lines(path)
+    if not lines:
+        raise ValueError(f"{str(path)!r} holds no results; start its search again.")
+    return _parse_lines(path, lines)
+
+
+def _read_whole_lines(path: Path) -> list[bytes]:
+    lines = path.read_bytes().splitlines(keepends=True)
+    if lines and not lines[-1].endswith(b"\n"):
+        logger.warning(f"The last line of {str(path)!r} is cut; that evaluation is made again.")
+        lines.pop()
+    return lines
+
+
+def _parse_lines(path: Path, lines: Sequence[bytes]) -> tuple[dict[str, Any], dict[Architecture, np.ndarray]]:
+    """What was evaluated, and all contributions; `path` is for messages."""
+    contributions: dict[Architecture, np.ndarray] = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = _parse_line(line)
+            if number == 1:
+                identity = record
+                if "rows" not in identity:
+                    raise ValueError("it does not say what was evaluated")
+            else:
+                _add_rows(contributions, record)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"Line {number} of {str(path)!r} is not a result of a search ({error}); restore the file, delete this "
+                "line and all after it, whose evaluations are then made again, or choose another output folder."
+            ) from None
+    return identity, contributions
+
+
+def _add_rows(contributions: dict[Architecture, np.ndarray], record: dict[str, Any]) -> None:
+    candidate, rows = Architecture.from_dict(record["architecture"]), np.array(record["contributions"])
+    known = contributions.get(candidate)
+    if record["start"] != (0 if known is None else len(known)) or rows.ndim != 2:
+        raise ValueError(f"its rows begin at {record['start']}, not where those before it ended")
+    contributions[candidate] = rows if known is None else np.concatenate([known, rows])
 
 
 def _parse_line(line: bytes) -> dict[str, Any]:
@@ -811,4 +849,5 @@ __all__ = [
     "cross",
     "mutate",
     "name_front",
+    "read_results",
 ]

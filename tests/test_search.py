@@ -429,6 +429,9 @@ def test_a_number_that_was_altered_is_refused(tmp_path, line):
     message = f"Line {line} of .*results.jsonl' .*its checksum is '.*', its content's is '.*delete this line and all"
     with pytest.raises(ValueError, match=message):
         search(num_rounds=0, output_dir=tmp_path)
+    path.write_bytes(b"".join(lines[1:]))
+    with pytest.raises(ValueError, match="Line 1 of .*results.jsonl' .*it does not say what was evaluated"):
+        search(num_rounds=0, output_dir=tmp_path)
     path.write_bytes(b"".join(lines[: line - 1]))
     search(num_rounds=0, output_dir=tmp_path).run()
     assert path.read_bytes() == written

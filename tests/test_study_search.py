@@ -65,6 +65,20 @@ def test_a_table_of_an_unfinished_search_is_refused(study, everything, tmp_path)
         study.main(["--pack", str(tmp_path / "all")])
 
 
+def test_results_that_were_altered_are_refused(study, everything, tmp_path):
+    (tmp_path / "all").mkdir()
+    lines = (everything / "all" / "results.jsonl").read_text().splitlines(keepends=True)
+    record = json.loads(lines[5])
+    record["contributions"][7][0] += 1e-6
+    lines[5] = json.dumps(record) + "\n"
+    (tmp_path / "all" / "results.jsonl").write_text("".join(lines))
+    with pytest.raises(ValueError, match="Line 6 of .*results.jsonl' is not a result .*its checksum is"):
+        pack(study, everything, tmp_path / "table", pack=tmp_path / "all")
+    (tmp_path / "all" / "results.jsonl").write_text("")
+    with pytest.raises(ValueError, match="results.jsonl' holds no results; start its search again"):
+        pack(study, everything, tmp_path / "table", pack=tmp_path / "all")
+
+
 def test_the_table_that_is_shipped(study):
     """Four layers of seven widths, and the claims that the README makes of the search."""
     table, model, block_size = study.load_table(str(study.TABLE))

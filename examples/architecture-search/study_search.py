@@ -39,6 +39,7 @@ from example_utils import (  # noqa: E402
     write_text_atomically,
 )
 from modeling_mos import Architecture, EvolutionarySearch, MosConfig, MosForMaskedLM, SearchConstraints  # noqa: E402
+from modeling_mos.search import read_results  # noqa: E402
 
 
 logger = logging.get_logger("study_search")
@@ -75,19 +76,15 @@ def pack(arguments: StudyArguments) -> None:
     Writes the table: losses by architecture and block, as differences from the block's mean over architectures.
 
     Raises:
-        ValueError: if the results lack an architecture or some of its rows.
+        ValueError: if the results lack an architecture or some of its rows, or were altered.
     """
     if arguments.supernet is None:
         raise ValueError("--pack needs --supernet, the model that was searched.")
     config = AutoConfig.from_pretrained(arguments.supernet)
     space = config.build_search_space()
     path = Path(arguments.pack) / "results.jsonl"
-    with open(path, encoding="utf-8") as file:
-        rows = json.loads(next(file))["rows"]
-        found = {}
-        for line in tqdm(file, desc="Reading", disable=not arguments.show_progress):
-            record = json.loads(line)
-            found[Architecture.from_dict(record["architecture"])] = np.array(record["contributions"])
+    identity, found = read_results(path)
+    rows = identity["rows"]
     edges = range(0, rows - rows % arguments.block_size, arguments.block_size)
     losses = []
     for architecture in space:
