@@ -4,6 +4,7 @@
 
 import contextlib
 import difflib
+import io
 import json
 import logging
 import math
@@ -268,16 +269,17 @@ def run_logged(command: Sequence[str], log: Path, description: str, **options: A
         `int`: The command's exit status.
     """
     line = {"bar_format": "{desc} {elapsed}{postfix}", "leave": False, "disable": None}  # None: not without a terminal
-    with open(log, "a+b") as stream, tqdm(desc=description, **line) as status:
+    with open(log, "ab") as stream, open(log, "rb") as written, tqdm(desc=description, **line) as status:
         process = subprocess.Popen(command, stdout=stream, stderr=stream, **options)
         try:
-            while True:
+            while not status.disable:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     return process.wait(timeout=STATUS_SECONDS)
-                stream.seek(max(0, stream.seek(0, os.SEEK_END) - 1000))
-                said = stream.read().decode("utf-8", errors="replace").strip().splitlines() or [""]
+                written.seek(max(0, written.seek(0, os.SEEK_END) - 1000))
+                said = written.read().decode("utf-8", errors="replace").strip().splitlines() or [""]
                 room = max(20, shutil.get_terminal_size().columns - len(description) - 12)
                 status.set_postfix_str(said[-1].strip()[:room])
+            return process.wait()
         finally:
             if process.poll() is None:
                 process.terminate()
@@ -297,10 +299,15 @@ def check_step(script: str, read: Callable[[Sequence[str]], object], *leading: s
     Raises:
         ValueError: The script would refuse it; the message holds the script's own.
     """
+    said = io.StringIO()
     try:
-        read([*leading, *to_flags({**options, "use_cpu": True})])  # This process takes no room on a GPU.
-    except ValueError as error:
+        with contextlib.redirect_stderr(said):
+            read([*leading, *to_flags({**options, "use_cpu": True})])  # This process takes no room on a GPU.
+    except (ValueError, ImportError) as error:
         raise ValueError(f"{script} would refuse its options: {error}") from error
+    except SystemExit:  # argparse's way to refuse the value of an option
+        message = said.getvalue().strip().splitlines()[-1].partition("error: ")[2]
+        raise ValueError(f"{script} would refuse its options: {message}") from None
 
 
 def check_same_command(path: Path, asked: Mapping[str, Any]) -> None:
@@ -315,8 +322,9 @@ def check_same_command(path: Path, asked: Mapping[str, Any]) -> None:
         ValueError: The folder holds the results of other arguments.
     """
     asked = json.loads(json.dumps(asked))
+    others = (file for file in path.parent.rglob("*") if file.is_file() and file != path)
     # A command that failed before its first result, over a wrong path for example, may be corrected.
-    if not any(file.suffix != ".log" and file != path for file in path.parent.rglob("*") if file.is_file()):
+    if not path.exists() or not any(file.suffix != ".log" and not file.name.startswith(".") for file in others):
         write_text_atomically(path, json.dumps(asked, indent=2) + "\n")
         return
     found = json.loads(path.read_text(encoding="utf-8"))

@@ -198,7 +198,8 @@ def calibrate(trainer: SharcsTrainer, rows, description: str) -> None:
         rows.select_columns(inputs), batch_size=trainer.args.eval_batch_size, collate_fn=trainer.data_collator
     )
     # Every process calibrates on all rows, so that all have the same prices.
-    trainer.accelerator.unwrap_model(trainer.model).calibrate(loader)
+    shown = trainer.is_local_process_zero() and not trainer.args.disable_tqdm
+    trainer.accelerator.unwrap_model(trainer.model).calibrate(loader, show_progress=shown)
     logger.info(f"Calibrated on {len(rows):,} {description} rows.")
 
 

@@ -45,7 +45,8 @@ class MosConfig(MosBackboneConfig):
         default_architecture (`dict`, *optional*):
             The architecture used where none is given; the largest if unset.
         front (`list[dict]`, *optional*):
-            Architectures that a search found, each with `name`, `architecture` and `parameters`.
+            Architectures that a search found, each with `name`, `architecture` and `parameters`; with a `rank`, 1 for
+            the best, where size does not tell.
         sparse_prediction (`bool`, *optional*, defaults to `False`):
             In training mode with `labels`, computes masked-LM logits at labelled positions only.
 
@@ -142,6 +143,9 @@ class MosConfig(MosBackboneConfig):
             missing = {"name", "architecture", "parameters"} - set(entry)
             if missing:
                 raise ValueError(f"An entry of `front` lacks {sorted(missing)}: {entry}.")
+            rank = entry.get("rank", 1)
+            if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+                raise ValueError(f"The rank of an entry of `front` is a whole number from 1, the best, got {rank!r}.")
             space.validate(Architecture.from_dict(entry["architecture"]))
 
 

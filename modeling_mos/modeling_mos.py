@@ -445,7 +445,10 @@ class MosPreTrainedModel(PreTrainedModel):
                     f"{smallest:,}."
                 )
             # More parameters are not better where the front trades off something else, such as latency.
-            entry = max(fitting, key=lambda candidate: (-candidate.get("rank", 0), candidate["parameters"]))
+            if all("rank" in candidate for candidate in fitting):
+                entry = min(fitting, key=lambda candidate: candidate["rank"])
+            else:
+                entry = max(fitting, key=lambda candidate: candidate["parameters"])
         else:
             named = {candidate["name"]: candidate for candidate in front}
             if architecture not in named:

@@ -785,6 +785,8 @@ def _add_rows(contributions: dict[Architecture, np.ndarray], record: dict[str, A
 def _parse_line(line: bytes) -> dict[str, Any]:
     """A record of the journal, without its checksum, which must be right."""
     record = json.loads(line)
+    if not isinstance(record, dict):
+        raise ValueError(f"it is the {type(record).__name__} {record!r}")
     written, found = record.pop("checksum", None), _checksum(record)
     if written != found:
         raise ValueError(f"its checksum is {written!r}, its content's is {found!r}")

@@ -102,6 +102,7 @@ def calibrate(
     dataloader: Iterable[dict[str, Any]],
     max_batches: int | None = None,
     measure_latency: bool = False,
+    show_progress: bool = True,
 ) -> dict[str, Any]:
     """See [`SharcsPreTrainedModel.calibrate`]."""
     kept: list[dict[str, Any]] = []
@@ -109,6 +110,7 @@ def calibrate(
     def batches():
         known = [count for count in (operator.length_hint(dataloader), max_batches) if count]
         shown = {"desc": "Recording router scores", "total": min(known, default=None), "leave": False}
+        shown["disable"] = not show_progress
         for batch in logging.tqdm(itertools.islice(dataloader, max_batches), **shown):
             if measure_latency and len(kept) < LATENCY_BATCHES:
                 kept.append(batch)
@@ -131,17 +133,19 @@ def calibrate(
         )
     calibration = {"rows": len(scores), "mean_length": float(lengths.double().mean()), "table": table}
     if measure_latency:
-        calibration["latency"] = _add_latency(model, kept, table)
+        calibration["latency"] = _add_latency(model, kept, table, show_progress)
     model.config.calibration = calibration
     return calibration
 
 
-def _add_latency(model: PreTrainedModel, batches: list[dict[str, Any]], table: list[dict[str, Any]]) -> dict[str, Any]:
+def _add_latency(
+    model: PreTrainedModel, batches: list[dict[str, Any]], table: list[dict[str, Any]], show_progress: bool
+) -> dict[str, Any]:
     """Measures a few prices of the table and gives every row of it a `latency_share`; returns how it was measured."""
     by_share = sorted(table, key=lambda row: row["share"])
     places = [round(step * (len(by_share) - 1) / (LATENCY_POINTS - 1)) for step in range(LATENCY_POINTS)]
     measured = [by_share[place] for place in sorted(set(places))]
-    latencies = measure_latencies(model, batches, [row["price"] for row in measured])
+    latencies = measure_latencies(model, batches, [row["price"] for row in measured], show_progress=show_progress)
     # What costs more FLOPs is not faster; where a measurement says so, it is noise.
     latencies = list(itertools.accumulate(latencies, max))
     shares = [row["share"] for row in measured]
@@ -169,7 +173,11 @@ def _interpolate(at: float, places: list[float], values: list[float]) -> float:
 
 @torch.no_grad()
 def measure_latencies(
-    model: PreTrainedModel, batches: list[dict[str, Any]], prices: list[float], rounds: int = LATENCY_ROUNDS
+    model: PreTrainedModel,
+    batches: list[dict[str, Any]],
+    prices: list[float],
+    rounds: int = LATENCY_ROUNDS,
+    show_progress: bool = True,
 ) -> list[float]:
     """
     Time of routed inference at each price over that of the widest path, on this device: medians over rounds in which
@@ -182,7 +190,8 @@ def measure_latencies(
     settings = [widest, *({"router_price": price} for price in prices)]
     times: list[list[float]] = [[] for _ in settings]
     try:
-        for position in logging.tqdm(range(rounds + 1), desc="Measuring latency", leave=False):
+        progress = {"desc": "Measuring latency", "leave": False, "disable": not show_progress}
+        for position in logging.tqdm(range(rounds + 1), **progress):
             for setting, found in zip(settings, times, strict=True):
                 _synchronize(model.device)
                 start = time.perf_counter()
@@ -246,9 +255,9 @@ def set_compute_budget(model: PreTrainedModel, budget: float, unit: str = "flops
             f"A compute budget of {budget:g} of full {what} is out of reach: this model can spend {lowest:.3f} to "
             f"{highest:.3f}; {way_out}."
         )
-    # All of it is the widest path, whatever the router itself adds. Below, dearer compute never raises the share; the
-    # cheapest price that keeps to the budget spends the most of it.
-    everything = budget >= min(highest, 1.0)
+    # All FLOPs are those of the widest path, whatever the router itself adds. Below, dearer compute never raises the
+    # share; the cheapest price that keeps to the budget spends the most of it.
+    everything = budget >= (min(highest, 1.0) if unit == "flops" else highest)
     price = rows[0]["price"] if everything else next(row["price"] for row in rows if row[column] <= budget + 1e-9)
     model.config.router_price = price
     return price

@@ -210,6 +210,14 @@ class SharcsLayer(GradientCheckpointingLayer):
         return self.output_norm(self.dropout(fed) + hidden, norm_index), weights
 
 
+class Float32Linear(nn.Linear):
+    """A linear layer that computes in float32, or what its input has beyond, whatever its weights are stored in."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        with maybe_autocast(hidden.device.type, enabled=False):
+            return F.linear(hidden, self.weight.to(hidden.dtype), self.bias.to(hidden.dtype))
+
+
 class SharcsRouter(nn.Module):
     """
     Linear, ReLU, Linear over the pooled output of the last full-width layer: one logit a width. In float32 always, as
@@ -219,19 +227,17 @@ class SharcsRouter(nn.Module):
     def __init__(self, config: SharcsConfig):
         super().__init__()
         self.pooling = config.router_pooling
-        self.hidden = nn.Linear(config.hidden_size, config.router_hidden_size)
-        self.output = nn.Linear(config.router_hidden_size, len(config.width_multipliers))
+        self.hidden = Float32Linear(config.hidden_size, config.router_hidden_size)
+        self.output = Float32Linear(config.router_hidden_size, len(config.width_multipliers))
 
     def forward(self, hidden: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        hidden = hidden.float()
+        hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
         if attention_mask is None or self.pooling == "all":
             pooled = hidden.mean(dim=1)
         else:
-            mask = attention_mask.float().unsqueeze(-1)
+            mask = attention_mask.to(hidden.dtype).unsqueeze(-1)
             pooled = (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
-        with maybe_autocast(hidden.device.type, enabled=False):
-            scores = F.relu(F.linear(pooled, self.hidden.weight.float(), self.hidden.bias.float()))
-            return F.linear(scores, self.output.weight.float(), self.output.bias.float())
+        return self.output(F.relu(self.hidden(pooled)))
 
 
 class SharcsEntry(nn.Module):
@@ -309,7 +315,9 @@ class SharcsPreTrainedModel(PreTrainedModel):
 
         return sharcs_from_backbone(cls, backbone, **kwargs)
 
-    def calibrate(self, dataloader, max_batches: int | None = None, measure_latency: bool = False) -> dict[str, Any]:
+    def calibrate(
+        self, dataloader, max_batches: int | None = None, measure_latency: bool = False, show_progress: bool = True
+    ) -> dict[str, Any]:
         """
         Records the router's scores on a data loader and stores a small table of price against share of full FLOPs in
         the configuration, from which [`~SharcsPreTrainedModel.set_compute_budget`] reads.
@@ -320,6 +328,7 @@ class SharcsPreTrainedModel(PreTrainedModel):
             measure_latency (`bool`, *optional*, defaults to `False`):
                 Also time a few of the prices on the first batches, on the device that the model is on, so that budgets
                 can be shares of the widest path's latency there.
+            show_progress (`bool`, *optional*, defaults to `True`): Show a bar; on one of several processes is enough.
 
         Returns:
             `dict`: the table, as stored in `config.calibration`.
@@ -329,12 +338,13 @@ class SharcsPreTrainedModel(PreTrainedModel):
         """
         from .calibration import calibrate
 
-        return calibrate(self, dataloader, max_batches, measure_latency)
+        return calibrate(self, dataloader, max_batches, measure_latency, show_progress)
 
     def set_compute_budget(self, budget: float, unit: str = "flops") -> float:
         """
         Sets `config.router_price` so that routed inference spends this share of full FLOPs (router included), or of
-        the latency, on data like the calibration's.
+        the latency, on data like the calibration's. All of the FLOPs, 1, are the widest path, to which the router's
+        own come on top.
 
         Args:
             budget (`float`): Share of what the widest path spends.

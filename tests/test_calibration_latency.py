@@ -153,6 +153,15 @@ def test_noise_does_not_break_the_order():
         model.set_compute_budget(0.9, unit="latency")
 
 
+def test_a_budget_of_all_latency_is_kept():
+    """Unlike FLOPs: where routing makes the widest choice slower than the widest path, 1 means no slower than that."""
+    model = tiny_sharcs()
+    rows = [{"price": price, "share": 0.0, "latency_share": share} for price, share in ((0, 1.1), (1, 0.98), (2, 0.6))]
+    model.config.calibration = {"table": rows}
+    assert model.set_compute_budget(1.0, unit="latency") == 1
+    assert model.set_compute_budget(1.1, unit="latency") == 0
+
+
 def test_a_router_that_cannot_tell_rows_apart(monkeypatch):
     model = tiny_sharcs()
     torch.nn.init.zeros_(model.sharcs.router.output.weight)

@@ -475,6 +475,12 @@ def test_of_entries_that_fit_the_best_is_taken():
         entry["rank"] = rank
     assert model.extract_subnet(max_parameters=10**9).config.architecture == found[1]
     assert model.extract_subnet(max_parameters=model.count_parameters(found[0])).config.architecture == found[0]
+    # Where some have no rank, ranks do not compare.
+    del model.config.front[0]["rank"]
+    assert model.extract_subnet(max_parameters=10**9).config.architecture == found[2]
+    for rank in (0, "best"):
+        with pytest.raises(Exception, match=f"rank of an entry of `front` is a whole number from 1.* got {rank!r}"):
+            tiny_supernet(front=[{**model.config.front[1], "rank": rank}])
 
 
 def test_front_errors():

@@ -100,7 +100,6 @@ def test_imports_are_flat(path):
     allowed = {"torch", "transformers", "huggingface_hub", "safetensors", *sys.stdlib_module_names}
     # No model reaches these files, so that they do not travel.
     own = {
-        "latency.py": {"tqdm"},
         "objectives.py": {"numpy"},
         "published.py": {"xlrd"},
         "search.py": {"numpy", "tqdm"},

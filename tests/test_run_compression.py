@@ -137,6 +137,8 @@ def test_other_arguments_in_the_same_folder(script, files, finished):
         ({"distillation": {"attention_weight": 1}}, "run_glue.py would refuse its options: Unknown .*_weight'"),
         ({"sharcs": {"router_layers": 2}}, "run_glue_sharcs.py would refuse its options: .*did you mean '--router_"),
         ({"supernet": {"routin": "layer"}}, "run_mlm_mos.py would refuse its options: .*'--routin'; did you mean"),
+        ({"finetuning": {"learning_rate": "fast"}}, "run_glue.py would refuse its options: argument --learning_rate"),
+        ({"finetuning": {"eval_strategy": "sometimes"}}, "refuse its options: argument --eval_strategy.*'sometimes'"),
         ({"search": {"rounds": 1}}, "run_search.py would refuse its options: Unknown argument '--rounds'"),
     ],
 )

@@ -400,7 +400,7 @@ def test_results_of_another_search_are_refused(tmp_path):
         EvolutionarySearch(other, MadeUpObjective(), output_dir=tmp_path)
 
 
-@pytest.mark.parametrize("damage", ["no json", '{"architecture": {}}', "[1]"])
+@pytest.mark.parametrize("damage", ["no json", '{"architecture": {}}', "[1]", "5"])
 def test_results_that_are_damaged_are_refused(tmp_path, damage):
     search(num_rounds=0, output_dir=tmp_path).run()
     path = tmp_path / "results.jsonl"

@@ -319,7 +319,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Of the file, what is in it: it may be edited, or move.
     recipe = parse_given_arguments(run_mlm_mos.ARGUMENT_TYPES, [deciding.pop("mlm_config")])
     deciding |= {f"mlm_config.{name}": value for name, value in recipe.items()}
-    check_same_command(Path(arguments.output_dir) / "arguments.json", deciding)
+    check_same_command(Path(arguments.output_dir) / "command.json", deciding)
     students = {seed: Chain(arguments, seed).run() for seed in arguments.seeds}
     report(arguments, students)
 

@@ -500,7 +500,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     compression = Compression(parsed, rows, given)
     compression.check_options()
     deciding = {name: value for name, value in asdict(parsed).items() if name not in (*MAY_CHANGE, "output_dir")}
-    check_same_command(root / "arguments.json", {**deciding, **asdict(data)})
+    check_same_command(root / "command.json", {**deciding, **asdict(data)})
     planned, left_out = compression.plan()
     if not planned:
         raise ValueError(f"No method can be run: {'; '.join(f'{name}: {why}' for name, why in left_out.items())}.")
