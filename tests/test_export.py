@@ -232,6 +232,20 @@ def test_labelled_rows_are_scored(script, tmp_path, task):
     assert found["right"][metric] == pytest.approx(1) and found["contrary"][metric] == pytest.approx(worst)
 
 
+def test_rows_to_score_are_chosen(script, tmp_path):
+    model, _ = save_classifier(script, tmp_path, "rte")
+    rows = [(text, "", label) for text, label in zip(SENTENCES, ["entailment", "not_entailment"] * 2, strict=False)]
+    write_table(tmp_path / "own.csv", ["words", "more", "answer"], rows)
+    options = {"text_columns": ["words"], "label_column": "answer", "max_eval_samples": 3}
+    options = script.ExportArguments("model", "out", validation_file=str(tmp_path / "own.csv"), **options)
+    loader, _ = script.read_labelled_rows(options.data, model, str(tmp_path / "model"))
+    assert [model.config.id2label[int(label)] for batch in loader for label in batch["labels"]] == [
+        "entailment",
+        "not_entailment",
+        "entailment",
+    ]
+
+
 @needs_onnx
 def test_graphs_are_scored_beside_the_model(script, tmp_path):
     save_classifier(script, tmp_path, "rte")
@@ -246,6 +260,8 @@ def test_what_cannot_be_scored_has_a_sentence(script, tmp_path):
     options = script.ExportArguments("model", "out", validation_file="rows.csv")
     with pytest.raises(ValueError, match="SharcsForQuestionAnswering is not scored on labelled rows"):
         script.read_labelled_rows(options.data, tiny_sharcs("question-answering"), "model")
+    with pytest.raises(ValueError, match="Name the data: a GLUE task with task_name"):
+        script.ExportArguments("model", "out", max_eval_samples=3)
     with pytest.raises(ValueError, match="data_dir='rows' needs a task_name"):
         script.ExportArguments("model", "out", data_dir="rows")
     (tmp_path / "RTE").mkdir()

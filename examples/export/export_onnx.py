@@ -92,6 +92,8 @@ NO_HEAD = (AutoModel, ["last_hidden_state"])
 MOST_TEXTS = 64
 ROUNDS = 7
 SCORED_BATCH = 32
+# Options that are run_glue.py's own.
+DATA_OPTIONS = ("task_name", "data_dir", "validation_file", "text_columns", "label_column", "max_eval_samples")
 # Graphs before they are quantized, until they have been compared.
 FLOAT32 = "float32"
 
@@ -124,12 +126,17 @@ class ExportArguments:
     validation_file: str | None = field(
         default=None, metadata={"help": "Labelled rows to score on: a .csv, .tsv, .json or .jsonl file."}
     )
+    text_columns: list[str] | None = field(
+        default=None, metadata={"help": "Its column of text, or two for pairs; those of run_glue.py if not given."}
+    )
+    label_column: str | None = field(default=None, metadata={"help": "Its column of labels, likewise."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Score on so many rows at most."})
 
     @property
     def data(self) -> DataArguments | None:
         """Labelled rows, where some are named."""
-        names = {"task_name": self.task_name, "data_dir": self.data_dir, "validation_file": self.validation_file}
-        return DataArguments(**names) if any(names.values()) else None
+        names = {name: getattr(self, name) for name in DATA_OPTIONS}
+        return DataArguments(**names) if any(value is not None for value in names.values()) else None
 
     def __post_init__(self):
         self.data  # noqa: B018 - refuses what contradicts itself
