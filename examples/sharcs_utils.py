@@ -135,12 +135,13 @@ def load_sharcs_model(
         )
         if not evaluate_only and model.config.router_price is not None:
             model.config.router_price = 0.0  # A price of before belongs to the router as it was.
+        warn_of_budgets(model, options.compute_budgets)
         return model
     if evaluate_only:
         raise ValueError(
             f"--evaluate_only measures a SHARCS model, {name!r} is a {config.model_type!r} model; train it first."
         )
-    return model_class.from_backbone(
+    model = model_class.from_backbone(
         name,
         dtype=torch.float32,
         width_multipliers=options.width_multipliers,
@@ -151,6 +152,20 @@ def load_sharcs_model(
         norm_start=options.norm_start,
         **kwargs,
     )
+    warn_of_budgets(model, options.compute_budgets)
+    return model
+
+
+def warn_of_budgets(model: PreTrainedModel, budgets: Sequence[float]) -> None:
+    """Says before a training what no routing of it can reach; exact shares depend on the lengths of rows."""
+    full = model.path_flops(128, len(model.config.width_multipliers) - 1, routed=False)
+    lowest = model.path_flops(128, 0, routed=True) / full
+    for budget in budgets:
+        if budget < lowest:
+            logger.warning(
+                f"A compute budget of {budget:g} will be out of reach: at 128 tokens, the narrowest path takes "
+                f"{lowest:.3f} of full FLOPs. Train narrower widths or an earlier router, or ask for more."
+            )
 
 
 def longest_input(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:

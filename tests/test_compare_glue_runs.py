@@ -90,6 +90,9 @@ def test_scores_and_differences_in_points(compare, script, save, tmp_path):
     table = script.as_markdown(report).split("\n")
     assert len({line.count("|") for line in table}) == 1
     assert "| good@budget_0.5 | 51% | 89.50 | +5.00 [" in table[3] and "| plain |  | 84.50 |  | 84.50 |" in table[2]
+    for entry in arms.values():
+        entry["flops_share"] = None
+    assert script.as_markdown(report).startswith("| arm | mean score |")  # nothing to say of FLOPs
     assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert [file.name for file in output.parent.iterdir() if "partial" in file.name] == []
 

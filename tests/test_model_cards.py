@@ -327,6 +327,24 @@ def test_the_tokenizer_of_the_backbone(tmp_path):
     assert 'AutoTokenizer.from_pretrained("me/backbone")' in code_of(card)
 
 
+def test_the_tokenizer_beside_the_model_is_read_with_its_code(tmp_path):
+    """Transformers would stop and ask, where nothing has imported this package."""
+    for kind, trusted in (("subnet", True), ("stock", False)):
+        code = code_of(make_card(make_model(kind), tmp_path / kind))
+        (line,) = [line for line in code.split("\n") if line.startswith("tokenizer = ")]
+        assert ("trust_remote_code=True" in line) == trusted
+
+
+def test_a_front_says_what_its_search_measured(tmp_path):
+    model = make_model("supernet")
+    found = model.search_space.smallest()
+    entry = {"name": "5k", "architecture": found.to_dict(), "parameters": model.count_parameters(found)}
+    model.config.front = [{**entry, "latency": 2.87654, "score": 6.80844}]
+    rows = {row["subnet"]: row for row in table_of(make_card(model, tmp_path / "model"), "subnet")}
+    assert (rows["5k"]["latency, ms"], rows["5k"]["score"]) == ("2.877", "6.808")
+    assert rows["largest"]["score"] == ""
+
+
 def test_names(tmp_path):
     card = make_card(make_model("subnet"), tmp_path / "model", repo_id="me/mos-60m")
     assert "# mos-60m" in card.text and 'from_pretrained("me/mos-60m", trust_remote_code=True)' in code_of(card)

@@ -31,8 +31,9 @@ from script_utils import (
     to_flags,
     write_table,
 )
+from sharcs_utils import warn_of_budgets
 from synthetic_data import generate_classification
-from testing_utils import table_of, training_of
+from testing_utils import table_of, tiny_sharcs, training_of
 from training_utils import folders, largest_change
 
 
@@ -472,6 +473,15 @@ def test_a_teacher(run, tokenizer, tmp_path):
 
 
 # ---- messages -------------------------------------------------------------------------------------------------------
+
+
+def test_a_budget_out_of_reach_is_named_before_training(caplog):
+    model = tiny_sharcs()
+    lowest = model.path_flops(128, 0, routed=True) / model.path_flops(128, 2, routed=False)
+    shares = [lowest - 0.01, lowest + 0.01]
+    warn_of_budgets(model, shares)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING" and f"budget of {shares[0]:g} will be out of reach" in record.message
 
 
 def test_a_budget_out_of_reach_does_not_lose_the_model(run, tmp_path):

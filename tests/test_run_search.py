@@ -150,6 +150,8 @@ def test_a_search_by_a_task(run_search, settings, tmp_path, tiny_tokenizer, monk
     right = sum(str(label) == wanted for label, (_, wanted) in zip(predicted, rows, strict=True))
     assert results["best"]["score"] == pytest.approx(right / 30)
     assert results["best"]["score"] == max(found["score"] for found in results["finalists"])
+    with pytest.raises(ValueError, match="subnet' is a 'mos_subnet' model, not a supernet; give the folder"):
+        run_search({**settings, **options, "model_name_or_path": tmp_path / "out" / "subnet"})
     with pytest.raises(ValueError, match="either --dataset_path .* or --task_name"):
         run_search({**settings, **options, "dataset_path": settings["dataset_path"]})
     # Nothing judges by a head that was never trained.

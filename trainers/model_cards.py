@@ -109,8 +109,16 @@ def describe_supernet(model: PreTrainedModel, sequence_length: int) -> Descripti
         architectures["default"] = model.default_architecture
     architectures |= {entry["name"]: model.resolve_architecture(entry["name"]) for entry in config.front or []}
     parameters, flops = model.parameter_cost(), model.flop_cost(sequence_length)
+    entries = {entry["name"]: entry for entry in config.front or []}
+    measured = {"latency": "latency, ms", "score": "score"}  # what only a search knows
+    measured = {key: column for key, column in measured.items() if any(key in entry for entry in entries.values())}
     rows = [
-        {"subnet": name, **_costs(parameters(found), flops(found)), "width, feed-forward width, heads": str(found)}
+        {
+            "subnet": name,
+            **_costs(parameters(found), flops(found)),
+            **{column: _short(entries.get(name, {}).get(key)) for key, column in measured.items()},
+            "width, feed-forward width, heads": str(found),
+        }
         for name, found in architectures.items()
     ]
     limit = (parameters(architectures["smallest"]) + parameters(architectures["largest"])) // 2
@@ -300,6 +308,10 @@ def _table(rows: list[dict[str, Any]]) -> str:
 # ---- parts of a card ------------------------------------------------------------------------------------------------
 
 
+def _short(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
 def usage_code(model: PreTrainedModel, name: str, tokenizer: str | None, more: Sequence[str] = ()) -> str:
     """
     Python code that opens a published model, also where this package is missing.
@@ -318,7 +330,9 @@ def usage_code(model: PreTrainedModel, name: str, tokenizer: str | None, more: S
     text = '"The house is big."'
     if tokenizer is not None:
         imports.append("AutoTokenizer")
-        lines.append(f'tokenizer = AutoTokenizer.from_pretrained("{tokenizer}")')
+        # Beside a configuration of ours, a tokenizer is read with our code too; Transformers stops to ask otherwise.
+        own_trust = trust if tokenizer == name else ""
+        lines.append(f'tokenizer = AutoTokenizer.from_pretrained("{tokenizer}"{own_trust})')
         if task == "question-answering":
             text = f'"What is big?", {text}'
         if task == "question-answering" and hasattr(model, "predict_spans"):

@@ -35,7 +35,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from datasets import DatasetDict, load_from_disk
-from transformers import AutoTokenizer, EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import is_matplotlib_available, logging
 
 
@@ -180,8 +180,14 @@ def load_model(arguments: SearchArguments, state: PartialState) -> MosPreTrained
     The supernet, with the head that candidates are judged with.
 
     Raises:
-        ValueError: if that head was not trained.
+        ValueError: if it is no supernet, or that head was not trained.
     """
+    kind = AutoConfig.from_pretrained(arguments.model_name_or_path).model_type
+    if kind != "mos":
+        raise ValueError(
+            f"{arguments.model_name_or_path!r} is a {kind!r} model, not a supernet; give the folder in which "
+            "run_mlm_mos.py trained a supernet, not that of a subnet."
+        )
     if arguments.task_name is None:
         model_class, way_out = MosForMaskedLM, "search by a task with --task_name, or give a masked-LM supernet."
     else:

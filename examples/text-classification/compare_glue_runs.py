@@ -254,14 +254,14 @@ def compare(arguments: GlueComparisonArguments) -> dict[str, Any]:
 def as_markdown(report: dict[str, Any]) -> str:
     """The report as a table; under each task the score, and in brackets its difference to the baseline's."""
     tasks, baseline = list(report["rows"]), report["baseline"]
-    lines = [
-        "| " + " | ".join(["arm", "FLOPs", "mean score", f"minus {baseline}", *tasks]) + " |",
-        "|---" * (4 + len(tasks)) + "|",
-    ]
+    shares = {arm: entry["flops_share"] for arm, entry in report["arms"].items()}
+    known = any(share is not None for share in shares.values())
+    header = ["arm", *(["FLOPs"] if known else []), "mean score", f"minus {baseline}", *tasks]
+    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     for arm, entry in report["arms"].items():
-        share = "" if entry["flops_share"] is None else f"{entry['flops_share']:.0%}"
+        share = ["" if shares[arm] is None else f"{shares[arm]:.0%}"] if known else []
         difference = signed(entry["minus_baseline"], entry["minus_baseline_interval"], 2)
-        cells = [arm, share, f"{entry['score']:.2f}", "" if arm == baseline else difference]
+        cells = [arm, *share, f"{entry['score']:.2f}", "" if arm == baseline else difference]
         for found in entry["tasks"].values():
             difference = signed(found["minus_baseline"], found["minus_baseline_interval"], 2)
             cells.append(f"{found['score']:.2f}" + ("" if arm == baseline else f" ({difference})"))
