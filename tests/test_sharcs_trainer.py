@@ -638,6 +638,16 @@ def test_routing_begins_with_targets(tiny_tokenizer, tmp_path, window):
     assert trainer.history.num_epochs == 3
 
 
+def test_widths_that_no_sample_asks_for_are_named(tiny_tokenizer, tmp_path, caplog):
+    options = {"num_train_epochs": 2, "hardness_window": 1}
+    make_sharcs_trainer(tiny_tokenizer, tmp_path / "none", hardness_intervals="0.01", **options).train()
+    (record,) = [record for record in caplog.records if "no training sample belongs to the widths" in record.message]
+    assert "widths 1: the router" in record.message and "move `hardness_intervals`" in record.message
+    caplog.clear()
+    make_sharcs_trainer(tiny_tokenizer, tmp_path / "some", hardness_intervals="0.4", **options).train()
+    assert not [record for record in caplog.records if "no training sample" in record.message]
+
+
 def test_a_price_that_is_set_stays_and_an_untaught_router_gets_none(tiny_tokenizer, tmp_path):
     model = make_sharcs(tiny_tokenizer, router_price=0.7)
     make_sharcs_trainer(tiny_tokenizer, tmp_path, model, num_train_epochs=2).train()

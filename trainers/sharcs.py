@@ -330,6 +330,13 @@ class SharcsTrainer(ModelCardMixin, LossComponentsMixin, OrderedEvaluationMixin,
             self._let_router_choose()
             shares = self._targets.double().mean(dim=0).tolist()
             self.log({f"share_of_targets_{width:g}": share for width, share in zip(self.widths, shares, strict=True)})
+            empty = [f"{width:g}" for width, share in zip(self.widths, shares, strict=True) if share == 0]
+            if empty:
+                logger.warning(
+                    f"By their last scores, no training sample belongs to the widths {', '.join(empty)}: the router "
+                    f"learns to leave them out. If that is not wanted, move `hardness_intervals` (now "
+                    f"{[tuple(map(float, interval)) for interval in self.intervals]}, a width each), or train longer."
+                )
 
     @property
     def _data_seed(self) -> int:
