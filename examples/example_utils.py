@@ -223,6 +223,9 @@ def run_script(main: Callable[[], object]) -> None:
     """Runs a script's `main`; what is wrong with the user's input is said without a traceback."""
     try:
         main()
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            # Left to the interpreter's end, its threads may abort a process that has done all its work.
+            torch.distributed.destroy_process_group()
     except (ValueError, OSError) as error:  # OSError: also a model that is neither a folder nor on the Hub
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
     except StrictDataclassError as error:  # a configuration that says what it does not take, in its cause
