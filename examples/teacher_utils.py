@@ -51,10 +51,11 @@ def load_trained(model_class: type, name: str, way_out: str, **loading: Any) -> 
         ValueError: if it has not all weights of that class, so that some would be drawn at random.
     """
     model, loaded = model_class.from_pretrained(name, dtype=torch.float32, output_loading_info=True, **loading)
-    if loaded["missing_keys"]:
+    missing = sorted(loaded["missing_keys"])
+    if missing:
+        more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
         raise ValueError(
-            f"{name!r} has no trained {', '.join(sorted(loaded['missing_keys']))}, which a {type(model).__name__} "
-            f"needs: {way_out}"
+            f"{name!r} has no trained {', '.join(missing[:4])}{more}, which a {type(model).__name__} needs: {way_out}"
         )
     return model
 

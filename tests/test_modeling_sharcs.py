@@ -677,6 +677,12 @@ def test_the_router_scores_in_float32():
     assert found.dtype == torch.float32
     assert_close(found, expected, atol=1e-6, rtol=1e-6)
     assert router.bfloat16()(hidden, mask).dtype == torch.float32
+    # Not less than it is given, either, and through modules, which hooks and adapters see.
+    called = []
+    for module in (router.hidden, router.output):
+        module.register_forward_hook(lambda module, given, made: called.append(made.dtype))
+    router.double()(hidden.double(), mask)
+    assert called == [torch.float64, torch.float64]
 
 
 @each_entry
