@@ -46,7 +46,7 @@ class MosConfig(MosBackboneConfig):
             The architecture used where none is given; the largest if unset.
         front (`list[dict]`, *optional*):
             Architectures that a search found, each with `name`, `architecture` and `parameters`; with a `rank`, 1 for
-            the best, where size does not tell.
+            the best, where size does not tell; and with `flops` and `latency` where the search knew them.
         sparse_prediction (`bool`, *optional*, defaults to `False`):
             In training mode with `labels`, computes masked-LM logits at labelled positions only.
 

@@ -15,6 +15,7 @@ combined. One layer at width d, feed-forward f (D is the backbone's width):
 There is no skip connection on the D-wide stream: output_bottleneck and the next input_bottleneck are one affine map.
 """
 
+import math
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -339,6 +340,29 @@ def cross_bottlenecks(
     return after(before(hidden), next_width)
 
 
+_UNITS = {"flops": "FLOPs", "latency": "milliseconds"}
+
+
+def _best_entry(front: list[dict[str, Any]], bounds: dict[str, float]) -> dict[str, Any]:
+    """Of the entries whose costs keep the bounds, the one of the best rank; the largest where some have no rank."""
+    for cost in bounds:
+        if not any(cost in entry for entry in front):
+            raise ValueError(
+                f"No entry of the stored front says its {cost}, which its search neither limited nor traded off. "
+                f"Search with `max_{cost}` or `trade_off`, or choose by `max_parameters` or by name."
+            )
+    fitting = [entry for entry in front if all(entry.get(cost, math.inf) <= bound for cost, bound in bounds.items())]
+    if not fitting:
+        asked = " and ".join(f"at most {bound:,} {_UNITS.get(cost, cost)}" for cost, bound in bounds.items())
+        least = {cost: min(entry[cost] for entry in front if cost in entry) for cost in bounds}
+        found = " and ".join(f"{round(value, 3):,} {_UNITS.get(cost, cost)}" for cost, value in least.items())
+        raise ValueError(f"No architecture of the stored front has {asked}; the least there is are {found}.")
+    # More parameters are not better where the front trades off something else, such as latency.
+    if all("rank" in entry for entry in fitting):
+        return min(fitting, key=lambda entry: entry["rank"])
+    return max(fitting, key=lambda entry: entry["parameters"])
+
+
 class MosPreTrainedModel(PreTrainedModel):
     """What all supernets share: conversion, architectures and their costs, extraction of subnets."""
 
@@ -397,7 +421,12 @@ class MosPreTrainedModel(PreTrainedModel):
         return supernet_from_backbone(cls, backbone, **kwargs)
 
     def extract_subnet(
-        self, architecture: "Architecture | str | None" = None, *, max_parameters: int | None = None
+        self,
+        architecture: "Architecture | str | None" = None,
+        *,
+        max_parameters: int | None = None,
+        max_flops: int | None = None,
+        max_latency: float | None = None,
     ) -> PreTrainedModel:
         """
         One subnet as an ordinary small model: experts mixed in, weights sliced, bottlenecks merged.
@@ -405,10 +434,15 @@ class MosPreTrainedModel(PreTrainedModel):
         Args:
             architecture ([`Architecture`] or `str`, *optional*):
                 The subnet to take out, or the name of an entry of the front that a search stored in the
-                configuration; the default architecture if neither this nor `max_parameters` is given.
+                configuration; the default architecture if neither this nor a limit is given.
             max_parameters (`int`, *optional*):
                 Takes the best entry of the stored front with at most that many parameters: by its `rank`, as
-                [`~modeling_mos.search.name_front`] stores it, or else the largest.
+                [`~modeling_mos.search.name_front`] stores it, or else the largest. Limits may be combined.
+            max_flops (`int`, *optional*):
+                The same for FLOPs of one sequence, as long as the search was told (`sequence_length`).
+            max_latency (`float`, *optional*):
+                The same for milliseconds of one batch, as the search predicted them, on its device, for a front of a
+                search that measured latency.
 
         Returns:
             `MosSubnetFor…` with this model's head; in a space without bottlenecks the stock class of the backbone's
@@ -419,15 +453,22 @@ class MosPreTrainedModel(PreTrainedModel):
         """
         from .conversion import extract_subnet
 
-        return extract_subnet(self, self.resolve_architecture(architecture, max_parameters=max_parameters))
+        chosen = self.resolve_architecture(
+            architecture, max_parameters=max_parameters, max_flops=max_flops, max_latency=max_latency
+        )
+        return extract_subnet(self, chosen)
 
     def resolve_architecture(
-        self, architecture: "Architecture | str | None" = None, *, max_parameters: int | None = None
+        self, architecture: "Architecture | str | None" = None, **limits: float | None
     ) -> Architecture:
         """The architecture that the arguments of [`~MosPreTrainedModel.extract_subnet`] mean."""
-        if architecture is not None and max_parameters is not None:
-            raise ValueError("Give either an architecture (or its name) or `max_parameters`, not both.")
-        if not isinstance(architecture, str) and max_parameters is None:
+        bounds = {name.removeprefix("max_"): bound for name, bound in limits.items() if bound is not None}
+        if architecture is not None and bounds:
+            raise ValueError(
+                "Give either an architecture (or its name) or limits "
+                f"({', '.join(f'`max_{cost}`' for cost in bounds)}), not both."
+            )
+        if not isinstance(architecture, str) and not bounds:
             return self._architecture(architecture)
         front = self.config.front
         if not front:
@@ -436,19 +477,8 @@ class MosPreTrainedModel(PreTrainedModel):
                 "run_search.py writes, or `name_front` of what `EvolutionarySearch` finds; without a search, give an "
                 "architecture, such as `supernet.sample_architecture(max_parameters=...)`."
             )
-        if max_parameters is not None:
-            fitting = [entry for entry in front if entry["parameters"] <= max_parameters]
-            if not fitting:
-                smallest = min(entry["parameters"] for entry in front)
-                raise ValueError(
-                    f"No architecture of the stored front has at most {max_parameters:,} parameters; the smallest has "
-                    f"{smallest:,}."
-                )
-            # More parameters are not better where the front trades off something else, such as latency.
-            if all("rank" in candidate for candidate in fitting):
-                entry = min(fitting, key=lambda candidate: candidate["rank"])
-            else:
-                entry = max(fitting, key=lambda candidate: candidate["parameters"])
+        if bounds:
+            entry = _best_entry(front, bounds)
         else:
             named = {candidate["name"]: candidate for candidate in front}
             if architecture not in named:

@@ -14,13 +14,14 @@ import math
 import os
 import random
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from torch import distributed
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
@@ -370,8 +371,9 @@ class EvolutionarySearch:
         # What this walk has looked at and how far; the contributions may hold more, from a run that was killed.
         self._known: dict[Architecture, int] = {}
         bars = self.show_progress and _process_index() == 0
+        held = contextlib.nullcontext() if self._journal is None else self._journal.hold()
         try:
-            with tqdm(desc="Searching", unit=" evaluations", disable=not bars) as self._progress:
+            with held, tqdm(desc="Searching", unit=" evaluations", disable=not bars) as self._progress:
                 return self._run()
         finally:
             self.supernet.train(training)
@@ -686,7 +688,8 @@ class _Journal:
         problem = None
         if _process_index() == 0:
             try:
-                self._open(identity)
+                with self.hold():
+                    self._open(identity)
             except (OSError, ValueError) as error:  # said by all processes, or the others would wait
                 problem = str(error)
         # Every process walks over the same results, also where the others do not see the main one's disk.
@@ -694,8 +697,24 @@ class _Journal:
         if problem is not None:
             raise ValueError(problem)
 
-    def _open(self, identity: dict[str, Any]) -> None:
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[None]:
+        """Keeps other processes from searching into the folder: lines of two would make the file unreadable."""
+        if _process_index() != 0:
+            yield
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = FileLock(self.path.with_name("_search.lock")).acquire(blocking=False)
+        except Timeout:
+            raise ValueError(
+                f"Another process is searching into {str(self.path.parent)!r}. Wait for it, choose another output "
+                "folder, or end it: workers outlive a launcher that was killed (`pgrep -af python` lists them)."
+            ) from None
+        with lock:
+            yield
+
+    def _open(self, identity: dict[str, Any]) -> None:
         lines = _read_whole_lines(self.path) if self.path.exists() else []
         if lines:
             written, self.contributions = _parse_lines(self.path, lines)

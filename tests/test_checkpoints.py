@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file
 from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_mos import MosSubnetForMaskedLM
 from trainers import MaskedLMTrainer
-from trainers.checkpoints import CHECKSUMS_NAME, STAGING_FOLDER, check_files
+from trainers.checkpoints import CHECKSUMS_NAME, LOCK_NAME, STAGING_FOLDER, check_files
 from training_utils import (
     folders,
     largest_change,
@@ -336,3 +337,26 @@ def test_what_a_kill_left_behind_is_no_checkpoint_and_is_cleared(tiny_tokenizer,
     assert get_last_checkpoint(tmp_path) is None
     train(tiny_tokenizer, tmp_path, max_steps=2)
     assert folders(tmp_path) == ["checkpoint-2"]
+
+
+def test_one_process_trains_into_a_folder(tiny_tokenizer, tmp_path):
+    """What a launcher that was killed leaves behind would write the same checkpoints."""
+    with FileLock(tmp_path / LOCK_NAME):
+        with pytest.raises(ValueError, match=rf"Another process is training into '{tmp_path}'\. Wait .* or end it"):
+            train(tiny_tokenizer, tmp_path)
+        assert not folders(tmp_path)
+    train(tiny_tokenizer, tmp_path, max_steps=2)
+
+    class Break(TrainerCallback):
+        def on_step_end(self, *args, **kwargs):
+            raise KeyboardInterrupt
+
+    trainer = MaskedLMTrainer(
+        make_subnet(tiny_tokenizer),
+        make_arguments(tmp_path, **SAVING),
+        train_dataset=make_masked(tiny_tokenizer, 12),
+        callbacks=[Break()],
+    )
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    FileLock(tmp_path / LOCK_NAME).acquire(blocking=False).lock.release()  # free again

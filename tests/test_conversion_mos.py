@@ -483,14 +483,42 @@ def test_of_entries_that_fit_the_best_is_taken():
             tiny_supernet(front=[{**model.config.front[1], "rank": rank}])
 
 
+def test_extraction_by_other_costs():
+    """Of a front of latency against quality; limits may be combined."""
+    model, found = with_front()
+    for entry, latency, flops, rank in zip(model.config.front, (3.0, 1.5, 6.25), (10, 30, 20), (2, 3, 1), strict=True):
+        entry.update(latency=latency, flops=flops, rank=rank)
+    for limits, expected in (
+        ({"max_latency": 7}, 2),
+        ({"max_latency": 5.0}, 0),
+        ({"max_latency": 2.9}, 1),
+        ({"max_flops": 20}, 2),
+        ({"max_flops": 20, "max_latency": 6.2}, 0),
+        ({"max_latency": 7, "max_parameters": model.count_parameters(found[1])}, 0),
+    ):
+        assert model.resolve_architecture(**limits) == found[expected]
+        assert model.extract_subnet(**limits).config.architecture == found[expected]
+    with pytest.raises(ValueError, match="has at most 1 milliseconds; the least there is are 1.5 milliseconds"):
+        model.extract_subnet(max_latency=1)
+    with pytest.raises(ValueError, match="at most 25 FLOPs and at most 2 milliseconds; .* 10 FLOPs and 1.5 millisec"):
+        model.extract_subnet(max_flops=25, max_latency=2)
+    # An entry of another search, which did not measure it, is not taken.
+    del model.config.front[2]["latency"]
+    assert model.resolve_architecture(max_latency=7) == found[0]
+    for entry in model.config.front[:2]:
+        del entry["latency"]
+    with pytest.raises(ValueError, match="No entry of the stored front says its latency, .* `max_latency` or `t"):
+        model.extract_subnet(max_latency=5)
+
+
 def test_front_errors():
     model, found = with_front()
     smallest = f"{model.count_parameters(found[0]):,}"
-    with pytest.raises(ValueError, match=rf"front has at most 1,000 parameters; the smallest has {smallest}"):
+    with pytest.raises(ValueError, match=rf"front has at most 1,000 parameters; the least there is are {smallest} p"):
         model.extract_subnet(max_parameters=1_000)
     with pytest.raises(ValueError, match=r"no entry 'huge'; its names are \['large', 'middle', 'small'\]"):
         model.extract_subnet("huge")
-    with pytest.raises(ValueError, match="either an architecture .* or `max_parameters`, not both"):
+    with pytest.raises(ValueError, match=r"either an architecture .* or limits \(`max_parameters`\), not both"):
         model.extract_subnet("small", max_parameters=10**9)
     empty = tiny_supernet()
     for arguments in ({"architecture": "small"}, {"max_parameters": 10**9}):

@@ -682,7 +682,10 @@ def test_set_model_labels(glue):
     ],
 )
 def test_what_a_model_card_says_of_the_data(glue, options, expected):
-    assert glue.describe_task(glue.DataArguments(**options)) == expected
+    for columns, text_pair in ((["sentence1", "label"], False), (["sentence1", "sentence2", "label"], True)):
+        rows = DatasetDict(train=Dataset.from_dict({name: [] for name in columns}))
+        described = glue.describe_task(glue.DataArguments(**options), rows)
+        assert described == {**expected, "text_pair": text_pair}
 
 
 def test_a_card_is_written_or_published(tmp_path):

@@ -95,6 +95,23 @@ def test_the_code_of_a_card_runs(kind, head, tmp_path, monkeypatch):
         assert names["outputs"].width_indices.tolist() == [0]
 
 
+@pytest.mark.parametrize("kind", ["subnet", "sharcs", "stock"])
+def test_the_code_of_a_classifier_of_pairs(kind, tmp_path, monkeypatch):
+    code = code_of(make_card(make_model(kind), tmp_path / "model", text_pair=True))
+    assert 'predict({"text": "The house is big.", "text_pair": "It is not small."})' in code
+    assert ('inputs = tokenizer("The house is big.", "It is not small.", return' in code) == (kind == "sharcs")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(code, names)
+    pair = TOKENIZER("The house is big.", "It is not small.", return_tensors="pt")
+    expected = names["model"](**pair).logits.softmax(-1).max().item()
+    found = names["predict"]({"text": "The house is big.", "text_pair": "It is not small."})
+    assert (found[0] if isinstance(found, list) else found)["score"] == pytest.approx(expected, abs=1e-6)
+    # Another head is not asked about pairs.
+    other = make_card(make_model(kind, "token-classification"), tmp_path / "other", text_pair=True)
+    assert "text_pair" not in code_of(other)
+
+
 def test_metadata(tmp_path):
     card = make_card(
         make_model("subnet"),
@@ -461,6 +478,7 @@ def test_the_card_of_a_fine_tuned_model(taught, tiny_tokenizer, tmp_path):
     trainer.train()
     card = card_of(trainer, metrics={"eval_accuracy": 0.5}, finetuned_from="me/subnet", training={"note": "a second"})
     training = training_of(card)
+    assert training["optimizer"].startswith("sgd and the args are")
     assert ("logits_weight" in training) == taught and training["note"] == "a second"
     assert training.get("teacher", "").startswith("me/teacher (") == taught
     assert card.data.base_model == "me/subnet" and scores_of(card) == {"accuracy": "0.5000"}

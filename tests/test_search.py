@@ -9,6 +9,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from torch.nn import functional as F
 
 from modeling_mos import (
@@ -386,6 +387,20 @@ def test_results_are_not_computed_again(tmp_path):
     assert again.run() == first
     # Another seed or window is another walk over the same results.
     assert search(num_rounds=2, seed=5, output_dir=tmp_path).run() == search(num_rounds=2, seed=5).run()
+
+
+def test_one_process_searches_into_a_folder(tmp_path):
+    """What a launcher that was killed leaves behind would append to the same results."""
+    refused = pytest.raises(ValueError, match=rf"Another process is searching into '{tmp_path}'. Wait .* or end it")
+    with FileLock(tmp_path / "_search.lock"), refused:
+        search(num_rounds=0, output_dir=tmp_path)
+    ready = search(num_rounds=0, output_dir=tmp_path)  # holds nothing before it runs
+    found = search(num_rounds=0, output_dir=tmp_path).run()
+    written = (tmp_path / "results.jsonl").read_bytes()
+    with FileLock(tmp_path / "_search.lock"), refused:
+        ready.run()
+    assert (tmp_path / "results.jsonl").read_bytes() == written
+    assert search(num_rounds=0, output_dir=tmp_path).run() == found
 
 
 def test_results_of_another_search_are_refused(tmp_path):

@@ -6,9 +6,11 @@ import hashlib
 import json
 import os
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, rotate_checkpoints
@@ -17,6 +19,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoin
 # Not of the form "checkpoint-<step>", so that no resume ever picks it up; what begins with "_" is never published.
 STAGING_FOLDER = "_unfinished-checkpoint"
 CHECKSUMS_NAME = "checksums.json"
+LOCK_NAME = "_training.lock"
 
 
 def write_checksums(folder: str | os.PathLike) -> None:
@@ -77,9 +80,26 @@ class StagedCheckpointMixin:
         if resume_from_checkpoint:
             last = get_last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else None
             check_files(last or str(resume_from_checkpoint))
-        output = super().train(resume_from_checkpoint, *args, **kwargs)
+        with self._hold_folder() if self.is_world_process_zero() else nullcontext():
+            output = super().train(resume_from_checkpoint, *args, **kwargs)
         self._check_weights()
         return output
+
+    def _hold_folder(self):
+        """
+        Keeps other processes from training into the same folder, until training ends or this process does.
+
+        Raises:
+            ValueError: if another one does so.
+        """
+        folder = self.args.output_dir
+        try:
+            return FileLock(os.path.join(folder, LOCK_NAME)).acquire(blocking=False)
+        except Timeout:
+            raise ValueError(
+                f"Another process is training into {folder!r}. Wait for it, choose another `output_dir`, or end it: "
+                "workers outlive a launcher that was killed (`pgrep -af python` lists them)."
+            ) from None
 
     def _check_weights(self) -> None:
         """

@@ -312,7 +312,9 @@ def _short(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
-def usage_code(model: PreTrainedModel, name: str, tokenizer: str | None, more: Sequence[str] = ()) -> str:
+def usage_code(
+    model: PreTrainedModel, name: str, tokenizer: str | None, more: Sequence[str] = (), text_pair: bool = False
+) -> str:
     """
     Python code that opens a published model, also where this package is missing.
 
@@ -321,13 +323,15 @@ def usage_code(model: PreTrainedModel, name: str, tokenizer: str | None, more: S
         name (`str`): Where it is found: a Hub name, or a folder.
         tokenizer (`str`, *optional*): Where its tokenizer is found. Without one the code only opens the model.
         more (`Sequence[str]`): Lines that follow.
+        text_pair (`bool`): Whether what is classified are pairs of texts.
     """
     task = _task(model)
     auto_class = next((f"AutoModelFor{head}" for head, tag in _TASKS.items() if tag == task), "AutoModel")
     trust = ", trust_remote_code=True" if _has_custom_code(model) else ""
     imports = [auto_class]
     lines = [f'model = {auto_class}.from_pretrained("{name}"{trust})']
-    text = '"The house is big."'
+    text, second = '"The house is big."', '"It is not small."'
+    text_pair = text_pair and task == "text-classification"
     if tokenizer is not None:
         imports.append("AutoTokenizer")
         # Beside a configuration of ours, a tokenizer is read with our code too; Transformers stops to ask otherwise.
@@ -342,6 +346,9 @@ def usage_code(model: PreTrainedModel, name: str, tokenizer: str | None, more: S
         else:
             imports.append("pipeline")
             asked = 'f"The house is {tokenizer.mask_token}."' if task == "fill-mask" else text
+            if text_pair:
+                asked = f'{{"text": {text}, "text_pair": {second}}}'
+                text = f"{text}, {second}"
             lines += [f'predict = pipeline("{task}", model=model, tokenizer=tokenizer)', f"predict({asked})"]
         if any("inputs" in line for line in more):
             lines += ["", f'inputs = tokenizer({text}, return_tensors="pt")']
@@ -429,6 +436,7 @@ def write_model_card(
     training: dict[str, Any] | None = None,
     figure: str | None = None,
     sequence_length: int = 128,
+    text_pair: bool = False,
 ) -> Path:
     """
     Writes `README.md`, and where matplotlib is installed a figure of the architecture, into the folder that a model
@@ -456,6 +464,7 @@ def write_model_card(
         figure (`str`, *optional*):
             A picture in the folder to show instead of the architecture's, such as one of [`save_curve`].
         sequence_length (`int`, *optional*, defaults to 128): Tokens for which FLOPs are counted.
+        text_pair (`bool`, *optional*, defaults to `False`): Whether a classifier was trained on pairs of texts.
 
     Returns:
         `Path`: the card.
@@ -517,7 +526,7 @@ def write_model_card(
         sentence=description.sentence,
         figure=figure,
         caption=caption,
-        usage=usage_code(model, name, name if has_tokenizer else base_model, description.usage),
+        usage=usage_code(model, name, name if has_tokenizer else base_model, description.usage, text_pair),
         custom_code=_has_custom_code(model),
         package="modeling_sharcs" if method == "sharcs" else "modeling_mos",
         architecture=description.architecture,
@@ -673,6 +682,9 @@ class ModelCardMixin:
             return {}
         teacher, args = getattr(self, "teacher", None), self.args
         facts = {"trainer": type(self).__name__, **extract_hyperparameters_from_trainer(self)}
+        if "optimizer" in facts:  # which names it as Python names the member of an enumeration
+            plain = getattr(args.optim, "value", args.optim)
+            facts["optimizer"] = facts["optimizer"].replace(f"Use {args.optim} ", f"{plain} ")
         if hasattr(self.train_dataset, "__len__"):
             facts["samples"] = f"{len(self.train_dataset):,}"
         if teacher is not None:

@@ -403,16 +403,17 @@ def _hold_out(splits: DatasetDict, arguments: DataArguments, seed: int) -> None:
         splits.update(parts)
 
 
-def describe_task(arguments: DataArguments) -> dict[str, str | None]:
-    """What a model card says of the data: a GLUE task, a data set of the Hub, or nothing of own files."""
+def describe_task(arguments: DataArguments, datasets: DatasetDict) -> dict[str, str | bool | None]:
+    """What a model card says of the data: pairs or not; a GLUE task, one of the Hub, or nothing of own files."""
+    text_pair = TEXT_COLUMNS[1] in next(iter(datasets.values())).column_names
     if arguments.task is None or arguments.train_file or arguments.validation_file or arguments.dataset_name:
-        return describe_dataset(arguments)
-    name = f"GLUE {arguments.task.name}"
+        return {**describe_dataset(arguments), "text_pair": text_pair}
     return {
         "language": "en",
         "dataset_tags": GLUE_ON_THE_HUB,
-        "dataset": name,
+        "dataset": f"GLUE {arguments.task.name}",
         "dataset_args": arguments.task_name,
+        "text_pair": text_pair,
     }
 
 

@@ -223,7 +223,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
                 save_predictions(output / f"predictions{suffix}.safetensors", tensors, ordered)
     if training_arguments.do_predict:
         write_test_predictions(trainer, splits, data_arguments, ordered, output)
-    publish(trainer, metrics=results, figure=find_curve(trainer), **describe_task(data_arguments))
+    publish(trainer, metrics=results, figure=find_curve(trainer), **describe_task(data_arguments, raw))
     return results
 
 
