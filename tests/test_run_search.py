@@ -65,6 +65,7 @@ def test_search_from_flags_to_files(run_search, settings, tmp_path):
     results = run_search({**settings, "output_dir": tmp_path})
     assert read_json(tmp_path / "front.json") == results
     assert {file.name for file in tmp_path.iterdir()} == {
+        "_search.lock",
         "front.json",
         "front.png",
         "results.jsonl",
