@@ -76,12 +76,14 @@ class StagedCheckpointMixin:
         folder = super()._get_output_dir(trial)
         return os.path.join(folder, STAGING_FOLDER) if self._staging else folder
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+    def train(self, resume_from_checkpoint: str | bool | None = None, trial=None, *args, **kwargs):
         if resume_from_checkpoint:
             last = get_last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else None
             check_files(last or str(resume_from_checkpoint))
-        with self._hold_folder() if self.is_world_process_zero() else nullcontext():
-            output = super().train(resume_from_checkpoint, *args, **kwargs)
+        # Trials of a search for hyper-parameters have folders of their own in it.
+        alone = self.is_world_process_zero() and trial is None
+        with self._hold_folder() if alone else nullcontext():
+            output = super().train(resume_from_checkpoint, trial, *args, **kwargs)
         self._check_weights()
         return output
 
