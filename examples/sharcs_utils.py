@@ -171,7 +171,8 @@ def warn_of_budgets(model: PreTrainedModel, budgets: Sequence[float]) -> None:
 def longest_input(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
     """How many tokens both a model and its tokenizer take."""
     positions = config.max_position_embeddings
-    if getattr(config, "roberta_layout", config.model_type in ("roberta", "xlm-roberta", "camembert")):
+    backbone = getattr(config, "backbone_model_type", config.model_type)
+    if getattr(config, "roberta_layout", backbone in ("roberta", "xlm-roberta", "camembert")):
         positions -= config.pad_token_id + 1
     return min(positions, tokenizer.model_max_length)
 

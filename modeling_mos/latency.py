@@ -126,7 +126,9 @@ def _make_inputs(supernet: PreTrainedModel, batch_size: int, sequence_length: in
     if config.backbone_model_type != "bert":
         positions -= config.pad_token_id + 1  # RoBERTa counts positions from there
     if sequence_length > positions:
-        raise ValueError(f"`sequence_length` is {sequence_length}, the model has {positions} positions.")
+        raise ValueError(
+            f"`sequence_length` is {sequence_length}, the model has {positions} positions; give fewer tokens."
+        )
     ids = torch.arange(batch_size * sequence_length, device=supernet.device) % config.vocab_size
     # Padding takes no part: what a token is does not change what it costs.
     ids[ids == config.pad_token_id] += 1

@@ -354,9 +354,11 @@ def _best_entry(front: list[dict[str, Any]], bounds: dict[str, float]) -> dict[s
     fitting = [entry for entry in front if all(entry.get(cost, math.inf) <= bound for cost, bound in bounds.items())]
     if not fitting:
         asked = " and ".join(f"at most {bound:,} {_UNITS.get(cost, cost)}" for cost, bound in bounds.items())
-        least = {cost: min(entry[cost] for entry in front if cost in entry) for cost in bounds}
-        found = " and ".join(f"{round(value, 3):,} {_UNITS.get(cost, cost)}" for cost, value in least.items())
-        raise ValueError(f"No architecture of the stored front has {asked}; the least there is are {found}.")
+        known = [entry for entry in front if all(cost in entry for cost in bounds)]
+        there = ", ".join(
+            f"{entry['name']}: " + " and ".join(f"{round(entry[cost], 3):,}" for cost in bounds) for entry in known
+        )
+        raise ValueError(f"No architecture of the stored front has {asked}; there are {there or 'none with both'}.")
     # More parameters are not better where the front trades off something else, such as latency.
     if all("rank" in entry for entry in fitting):
         return min(fitting, key=lambda entry: entry["rank"])
@@ -459,10 +461,16 @@ class MosPreTrainedModel(PreTrainedModel):
         return extract_subnet(self, chosen)
 
     def resolve_architecture(
-        self, architecture: "Architecture | str | None" = None, **limits: float | None
+        self,
+        architecture: "Architecture | str | None" = None,
+        *,
+        max_parameters: int | None = None,
+        max_flops: int | None = None,
+        max_latency: float | None = None,
     ) -> Architecture:
         """The architecture that the arguments of [`~MosPreTrainedModel.extract_subnet`] mean."""
-        bounds = {name.removeprefix("max_"): bound for name, bound in limits.items() if bound is not None}
+        bounds = {"parameters": max_parameters, "flops": max_flops, "latency": max_latency}
+        bounds = {cost: bound for cost, bound in bounds.items() if bound is not None}
         if architecture is not None and bounds:
             raise ValueError(
                 "Give either an architecture (or its name) or limits "

@@ -68,7 +68,13 @@ class MaskedLMObjective(_RowsObjective):
     greater_is_better = False
 
     def __init__(self, rows: Sequence[Any], collate: Callable | None = None, batch_size: int = 32):
-        super().__init__(rows, getattr(rows, "collate", None) if collate is None else collate, batch_size)
+        collate = getattr(rows, "collate", None) if collate is None else collate
+        if collate is None:
+            raise ValueError(
+                f"A {type(rows).__name__} does not know how to make batches of its rows; give `collate=`, such as a "
+                "data collator of Transformers."
+            )
+        super().__init__(rows, collate, batch_size)
 
     @torch.no_grad()
     def evaluate(self, model: PreTrainedModel, start: int, stop: int) -> np.ndarray:

@@ -21,13 +21,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from torch import distributed
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from .architecture import Architecture, CostTable, Limit, SearchSpace
+from .folder_lock import hold_folder
 from .objectives import MaskedLMObjective, TaskObjective
 
 
@@ -117,11 +117,14 @@ class SearchConstraints:
         return [Limit(self.cost(what, supernet), *self.window(what)) for what in _COSTS if any(self.window(what))]
 
     def to_dict(self) -> dict[str, Any]:
-        """The bounds that bind, for reports."""
+        """The bounds that bind, for reports, and the tokens that those on FLOPs and latency are about."""
+        left_out = (
+            {"latency"} if any(self.window("flops") + self.window("latency")) else {"latency", "sequence_length"}
+        )
         return {
             field.name: getattr(self, field.name)
             for field in fields(self)
-            if field.name != "latency" and getattr(self, field.name) is not None
+            if field.name not in left_out and getattr(self, field.name) is not None
         }
 
 
@@ -208,7 +211,7 @@ class Candidate:
         return {
             "architecture": self.architecture.to_dict(),
             **self.costs,
-            "score": self.score,
+            "score": self.score if math.isfinite(self.score) else None,  # JSON knows no NaN
             "rows": self.rows,
         }
 
@@ -263,7 +266,8 @@ class EvolutionarySearch:
         mutation_probability (`float`, *optional*, defaults to 0.3): Chance of each size of a layer to be drawn anew.
         num_rounds (`int`, *optional*, defaults to 30): Rounds of evolution.
         patience (`int`, *optional*): Ends the evolution after so many rounds in which no new parent came up.
-        exhaustive (`bool`, *optional*, defaults to `False`): Races every architecture inside the limits.
+        exhaustive (`bool`, *optional*, defaults to `False`):
+            Races every architecture inside the limits, of a space that holds at most 100,000.
         racing (`bool`, *optional*, defaults to `True`): `False` evaluates every candidate on all rows, as published.
         first_slice (`int`, *optional*): Rows that every candidate sees; 1/64 of all, but at least 32.
         confidence (`float`, *optional*, defaults to 2.5):
@@ -339,6 +343,7 @@ class EvolutionarySearch:
             if trade_off == what or any(self.constraints.window(what)):
                 self.costs[what] = self.constraints.cost(what, supernet)
         self.trade_off = None if trade_off is None else self.constraints.cost(trade_off, supernet)
+        self._cost: CostTable = self.trade_off or self.costs["parameters"]
         self.population_size, self.parent_size = population_size, parent_size
         self.mutation_size, self.crossover_size = mutation_size, crossover_size
         self.mutation_probability, self.num_rounds, self.patience = mutation_probability, num_rounds, patience
@@ -360,25 +365,31 @@ class EvolutionarySearch:
             identity = {"objective": objective.name, "rows": self.total_rows, "supernet": _fingerprint_of(supernet)}
             identity["data"] = objective.fingerprint()
             self._journal = _Journal(Path(output_dir) / "results.jsonl", identity)
-            self._contributions = self._journal.contributions
+            with self._journal.open():  # what is wrong with it shall be said before a search begins
+                pass
 
     # ---- the walk ---------------------------------------------------------------------------------------------------
 
     def run(self) -> SearchResult:
-        """Searches, or continues a search that was killed."""
+        """
+        Searches, or continues a search that was killed or interrupted.
+
+        Raises:
+            ValueError: if no candidate's score is a number, or another process searches into the output folder.
+        """
         training = self.supernet.training
         self.supernet.eval()
         # What this walk has looked at and how far; the contributions may hold more, from a run that was killed.
         self._known: dict[Architecture, int] = {}
         bars = self.show_progress and _process_index() == 0
-        held = contextlib.nullcontext() if self._journal is None else self._journal.hold()
         try:
-            with held, tqdm(desc="Searching", unit=" evaluations", disable=not bars) as self._progress:
+            with contextlib.ExitStack() as stack:
+                if self._journal is not None:
+                    self._contributions = stack.enter_context(self._journal.open())
+                self._progress = stack.enter_context(tqdm(desc="Searching", unit=" evaluations", disable=not bars))
                 return self._run()
         finally:
             self.supernet.train(training)
-            if self._journal is not None:
-                self._journal.close()
 
     def _run(self) -> SearchResult:
         population = self._first_population()
@@ -395,7 +406,13 @@ class EvolutionarySearch:
             population = [*parents, *self._offspring(parents, rounds)]
         everyone = list(dict.fromkeys([*self._known, *population]))
         finalists = [self._candidate(found) for found in self._race(everyone, self.num_finalists, last=True)]
-        finalists.sort(key=lambda found: self._signed_score(found.architecture, self.total_rows))
+        finalists.sort(key=lambda found: self._place(found.architecture, self.total_rows))
+        if self._signed_score(finalists[0].architecture, self.total_rows) == float("inf"):
+            raise ValueError(
+                f"No candidate's {self.objective.name} is a number: that of the first is {finalists[0].score}. Either "
+                "the supernet has diverged (train it again, with a lower learning rate) or the metric is not defined "
+                "on these rows (give more of them)."
+            )
         return SearchResult(
             best=finalists[0],
             front=self._front(finalists),
@@ -478,7 +495,7 @@ class EvolutionarySearch:
         while True:
             self._evaluate(alive, stop)
             alive = self._rank(alive, stop)
-            best = min(alive, key=lambda found: self._signed_score(found, stop))
+            best = min(alive, key=lambda found: self._place(found, stop))
             self._progress.set_postfix_str(self._describe(best, stop))
             if stop == self.total_rows or (len(alive) <= keep and not last):
                 return alive
@@ -509,12 +526,16 @@ class EvolutionarySearch:
     def _rank(self, candidates: list[Architecture], stop: int) -> list[Architecture]:
         """Best first; in a trade-off by fronts, and inside a front those first whose neighbours are far."""
         if self.trade_off is None:
-            return sorted(candidates, key=lambda found: (self._signed_score(found, stop), str(found)))
+            return sorted(candidates, key=lambda found: self._place(found, stop))
         ranked = []
         for front in self._fronts(candidates, stop):
             crowding = self._crowding(front, stop)
             ranked += sorted(front, key=lambda found: (-crowding[found], str(found)))
         return ranked
+
+    def _place(self, candidate: Architecture, stop: int) -> tuple[float, float, str]:
+        """Sorts by score; of equals, which metrics of few rows have many, the cheapest comes first."""
+        return self._signed_score(candidate, stop), self._cost(candidate), str(candidate)
 
     def _signed_score(self, candidate: Architecture, stop: int) -> float:
         """Lower is better, and what is no number is worst."""
@@ -626,11 +647,10 @@ class EvolutionarySearch:
 
     def _front(self, finalists: list[Candidate]) -> list[Candidate]:
         """Finalists that no cheaper one beats, in parameters or in what is traded off."""
-        cost = self.trade_off or self.costs["parameters"]
         front: list[Candidate] = []
         best = float("inf")
         score = {found.architecture: self._signed_score(found.architecture, self.total_rows) for found in finalists}
-        for found in sorted(finalists, key=lambda found: (cost(found.architecture), score[found.architecture])):
+        for found in sorted(finalists, key=lambda found: (self._cost(found.architecture), score[found.architecture])):
             if score[found.architecture] < best:
                 front.append(found)
                 best = score[found.architecture]
@@ -682,43 +702,41 @@ class _Journal:
     """
 
     def __init__(self, path: Path, identity: dict[str, Any]):
-        self.path = path
-        self.contributions: dict[Architecture, np.ndarray] = {}
+        self.path, self.identity = path, identity
         self._file = None
-        problem = None
-        if _process_index() == 0:
-            try:
-                with self.hold():
-                    self._open(identity)
-            except (OSError, ValueError) as error:  # said by all processes, or the others would wait
-                problem = str(error)
-        # Every process walks over the same results, also where the others do not see the main one's disk.
-        problem, self.contributions = _broadcast((problem, self.contributions))
-        if problem is not None:
-            raise ValueError(problem)
 
     @contextlib.contextmanager
-    def hold(self) -> Iterator[None]:
-        """Keeps other processes from searching into the folder: lines of two would make the file unreadable."""
-        if _process_index() != 0:
-            yield
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock = FileLock(self.path.with_name("_search.lock")).acquire(blocking=False)
-        except Timeout:
-            raise ValueError(
-                f"Another process is searching into {str(self.path.parent)!r}. Wait for it, choose another output "
-                "folder, or end it: workers outlive a launcher that was killed (`pgrep -af python` lists them)."
-            ) from None
-        with lock:
-            yield
+    def open(self) -> Iterator[dict[Architecture, np.ndarray]]:
+        """
+        Gives the contributions that are written, and takes more until the block ends.
 
-    def _open(self, identity: dict[str, Any]) -> None:
+        Raises:
+            ValueError: if another process searches into the folder, or the file is damaged or another search's.
+        """
+        contributions: dict[Architecture, np.ndarray] = {}
+        problem = None
+        with contextlib.ExitStack() as stack:
+            if _process_index() == 0:
+                try:
+                    self.path.parent.mkdir(parents=True, exist_ok=True)
+                    # Lines of two searches would make the file unreadable.
+                    stack.enter_context(hold_folder(self.path.parent, "searching"))
+                    contributions = self._read()
+                    stack.callback(self._close)
+                except (OSError, ValueError) as error:  # said by all processes, or the others would wait
+                    problem = str(error)
+            # Every process walks over the same results, also where the others do not see the main one's disk.
+            problem, contributions = _broadcast((problem, contributions))
+            if problem is not None:
+                raise ValueError(problem)
+            yield contributions
+
+    def _read(self) -> dict[Architecture, np.ndarray]:
+        contributions: dict[Architecture, np.ndarray] = {}
         lines = _read_whole_lines(self.path) if self.path.exists() else []
         if lines:
-            written, self.contributions = _parse_lines(self.path, lines)
-            for name, value in identity.items():
+            written, contributions = _parse_lines(self.path, lines)
+            for name, value in self.identity.items():
                 if written.get(name) != value:
                     raise ValueError(
                         f"{str(self.path)!r} holds the results of another search: its {name} is "
@@ -728,7 +746,8 @@ class _Journal:
         self._file = open(self.path, "ab")
         self._file.truncate(sum(map(len, lines)))
         if not lines:
-            self._write(identity)
+            self._write(self.identity)
+        return contributions
 
     def append(self, candidate: Architecture, start: int, rows: np.ndarray) -> None:
         if self._file is not None:
@@ -738,9 +757,9 @@ class _Journal:
         self._file.write(json.dumps({**record, "checksum": _checksum(record)}).encode() + b"\n")
         self._file.flush()
 
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
+    def _close(self) -> None:
+        self._file.close()
+        self._file = None
 
 
 def read_results(path: str | os.PathLike) -> tuple[dict[str, Any], dict[Architecture, np.ndarray]]:

@@ -66,6 +66,16 @@ def train_and_publish(folder: Path) -> None:
     trainer.train()
     trainer.evaluate()
     trainer.push_to_hub(dataset_tags="me/books")
+    # A card that was edited on the web since.
+    edited = MaskedLMTrainer(
+        make_subnet(TOKENIZER),
+        make_arguments(folder / "edited", push_to_hub=True, hub_model_id="me/edited", max_steps=1),
+        train_dataset=make_masked(TOKENIZER),
+        processing_class=TOKENIZER,
+    )
+    edited.push_to_hub()
+    HfApi().upload_file(path_or_fileobj=b"# Edited\n", path_in_repo="README.md", repo_id="me/edited")
+    edited.push_to_hub()
     publishing = {"push_to_hub": True, "max_steps": 1}
     supernet = SupernetTrainer(
         make_supernet(TOKENIZER),
@@ -104,7 +114,17 @@ def main(folder: Path) -> None:
     # A subnet of the stored front, and one without code of its own.
     small = models["supernet"].extract_subnet("small")
     expected["small"] = record(small, batch)
+    # Nothing is left of the code of an earlier push; what is none of ours stays.
+    push_to_hub(small, "me/small", TOKENIZER, **FACTS)
+    api = HfApi()
+    api.upload_file(path_or_fileobj=b"pass\n", path_in_repo="handler.py", repo_id="me/small")
     push_to_hub(small, "me/small", TOKENIZER, code_repo_id="me/supernet", **FACTS)
+    commits["code"] = api.model_info("me/supernet").sha
+    # Code that changes later is not what the card runs.
+    push_to_hub(models["subnet"], "me/code", TOKENIZER)
+    push_to_hub(small, "me/pointing", TOKENIZER, code_repo_id="me/code")
+    later = b"raise RuntimeError('later code')\n"
+    api.upload_file(path_or_fileobj=later, path_in_repo="modeling_mos_subnet.py", repo_id="me/code")
     commits["pinned"] = push_to_hub(models["subnet"], "me/moved", TOKENIZER).oid
     expected["pinned"] = expected["subnet"]
     # A branch holds other weights, and leaves the others as they are.
@@ -115,7 +135,6 @@ def main(folder: Path) -> None:
     push_to_hub(subnet, "me/moved", TOKENIZER)  # the main branch goes on after the commit that is pinned
     expected["halves"] = record(subnet, batch)
 
-    api = HfApi()
     api.create_repo("me/written")
     api.upload_file(path_or_fileobj=b"# Mine\n", path_in_repo="README.md", repo_id="me/written")
     push_to_hub(subnet, "me/written", TOKENIZER, private=True)

@@ -65,6 +65,10 @@ def main(published: str, answers: str) -> None:
                 f"{model.base_model_prefix}.{key}": value for key, value in model.base_model.state_dict().items()
             }
             found[f"{name} {auto_class}"] = {"class": type(model).__name__, "weights": weights}
+    # The code of another repository, as it was when the card was written.
+    names = {}
+    exec(ModelCard.load("me/pointing").text.split("```python\n")[1].split("```")[0], names)
+    found["pointing"] = {"logits": names["model"](**given["batch"]).logits}
     # A commit behind the branch that it was made on, and another branch.
     open_model("subnet", "halves", revision="halves")
     open_model("moved", "pinned", revision=given["commits"]["pinned"])

@@ -175,6 +175,8 @@ class Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = base64.b64decode(value["content"])
             elif entry["key"] == "lfsFile":
                 files[value["path"]] = self.hub.blobs[value["oid"]]
+            elif entry["key"] == "deletedFile":
+                del files[value["path"]]
         commit = repository.commit(branch, files)
         self.answer(200, {"commitOid": commit, "commitUrl": f"{self.hub.url}/{name}/commit/{commit}"})
 

@@ -13,14 +13,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from filelock import FileLock
 from safetensors.torch import load_file
 from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
+import modeling_mos.folder_lock
 from modeling_mos import MosSubnetForMaskedLM
+from modeling_mos.folder_lock import hold_folder
 from trainers import MaskedLMTrainer
-from trainers.checkpoints import CHECKSUMS_NAME, LOCK_NAME, STAGING_FOLDER, check_files
+from trainers.checkpoints import CHECKSUMS_NAME, STAGING_FOLDER, check_files
 from training_utils import (
     folders,
     largest_change,
@@ -339,16 +340,17 @@ def test_what_a_kill_left_behind_is_no_checkpoint_and_is_cleared(tiny_tokenizer,
     assert folders(tmp_path) == ["checkpoint-2"]
 
 
-def test_one_process_trains_into_a_folder(tiny_tokenizer, tmp_path):
+def test_one_process_trains_into_a_folder(tiny_tokenizer, tmp_path, monkeypatch):
     """What a launcher that was killed leaves behind would write the same checkpoints."""
-    with FileLock(tmp_path / LOCK_NAME):
+    with hold_folder(tmp_path, "training"):
         with pytest.raises(ValueError, match=rf"Another process is training into '{tmp_path}'\. Wait .* or end it"):
             train(tiny_tokenizer, tmp_path)
         assert not folders(tmp_path)
-    train(tiny_tokenizer, tmp_path, max_steps=2)
 
     class Break(TrainerCallback):
         def on_step_end(self, *args, **kwargs):
+            with pytest.raises(ValueError, match="Another process is training"), hold_folder(tmp_path, "training"):
+                pass
             raise KeyboardInterrupt
 
     trainer = MaskedLMTrainer(
@@ -359,4 +361,13 @@ def test_one_process_trains_into_a_folder(tiny_tokenizer, tmp_path):
     )
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
-    FileLock(tmp_path / LOCK_NAME).acquire(blocking=False).lock.release()  # free again
+    train(tiny_tokenizer, tmp_path, max_steps=2)  # free again
+
+    # Where there are no locks, nobody is kept away.
+    def refuse(descriptor, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(modeling_mos.folder_lock.fcntl, "flock", refuse)
+    train(tiny_tokenizer, tmp_path, max_steps=2)
+    monkeypatch.setattr(modeling_mos.folder_lock, "fcntl", None)
+    train(tiny_tokenizer, tmp_path, max_steps=2)

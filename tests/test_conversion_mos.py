@@ -498,9 +498,9 @@ def test_extraction_by_other_costs():
     ):
         assert model.resolve_architecture(**limits) == found[expected]
         assert model.extract_subnet(**limits).config.architecture == found[expected]
-    with pytest.raises(ValueError, match="has at most 1 milliseconds; the least there is are 1.5 milliseconds"):
+    with pytest.raises(ValueError, match="at most 1 milliseconds; there are small: 3.0, middle: 1.5, large"):
         model.extract_subnet(max_latency=1)
-    with pytest.raises(ValueError, match="at most 25 FLOPs and at most 2 milliseconds; .* 10 FLOPs and 1.5 millisec"):
+    with pytest.raises(ValueError, match="at most 25 FLOPs and at most 2 milliseconds; .* small: 10 and 3.0, mid"):
         model.extract_subnet(max_flops=25, max_latency=2)
     # An entry of another search, which did not measure it, is not taken.
     del model.config.front[2]["latency"]
@@ -514,7 +514,9 @@ def test_extraction_by_other_costs():
 def test_front_errors():
     model, found = with_front()
     smallest = f"{model.count_parameters(found[0]):,}"
-    with pytest.raises(ValueError, match=rf"front has at most 1,000 parameters; the least there is are {smallest} p"):
+    with pytest.raises(
+        ValueError, match=rf"front has at most 1,000 parameters; there are small: {smallest}, middle: "
+    ):
         model.extract_subnet(max_parameters=1_000)
     with pytest.raises(ValueError, match=r"no entry 'huge'; its names are \['large', 'middle', 'small'\]"):
         model.extract_subnet("huge")

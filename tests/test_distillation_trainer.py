@@ -776,12 +776,23 @@ def test_weights_in_half_precision(tiny_tokenizer, tmp_path):
             ({**HIDDEN, "distillation_layers": [pair]}, f"takes pairs such as 2:4 .*, got '{pair}'")
             for pair in ("2", "2:", ":4", "0:1", "2:0", "-1:2", "1:2:3", "a:b", "²:1")
         ],
+        ({"logits_weight": float("nan")}, "`logits_weight` must not be negative, got nan"),
+        ({"distillation_temperature": float("nan")}, "`distillation_temperature` must be positive, got nan"),
+        (
+            {**HIDDEN, "logits_weight": 0.0, "distillation_temperature": 4.0},
+            r"`distillation_temperature` \(4.0\) softens",
+        ),
         ({"distillation_layers": ["1:2"]}, "`distillation_layers` .* but `hidden_states_weight` and"),
     ],
 )
 def test_arguments(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         make_arguments(tmp_path, DistillationTrainingArguments, **options)
+
+
+def test_a_teacher_that_is_not_loaded(tiny_tokenizer, tmp_path):
+    with pytest.raises(TypeError, match="`teacher` is a loaded model, got the str 'me/teacher'; load it with"):
+        make_trainer(tiny_tokenizer, tmp_path, make_student(tiny_tokenizer), teacher="me/teacher")
 
 
 def test_a_model_without_labels_to_learn(tiny_tokenizer, tmp_path):

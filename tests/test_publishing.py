@@ -90,6 +90,8 @@ def card_on(server: HubServer, name: str) -> ModelCard:
 def test_files_on_the_hub(hub, kind):
     server, _ = hub
     files = MODEL_FILES | TOKENIZER_FILES | CARD_FILES | TRAVELLERS.get(kind, set())
+    if kind == "small":
+        files |= {"handler.py"}  # somebody's own
     assert set(server.files(f"me/{kind}")) == files
 
 
@@ -100,12 +102,22 @@ def test_cards_on_the_hub(hub, kind):
     (result,) = card.data.eval_results
     assert (result.dataset_type, result.metric_type, result.metric_value) == ("me/books", "perplexity", 5.5)
     assert f'from_pretrained("me/{kind}"' in code_of(card)
+    if kind == "small":
+        revision = f'code_revision="{hub[1]["commits"]["code"]}"'
+        assert revision in code_of(card) and "`revision=` does not pin them" in card.text
+        assert "Python files of [me/supernet](https://huggingface.co/me/supernet)" in card.text
+    else:
+        assert ("are the Python files of this repository" in card.text) == (kind != "stock")
 
 
 def test_a_card_that_somebody_wrote_is_left_alone(hub):
     files = hub[0].files("me/written")
     assert files["README.md"] == b"# Mine\n"
     assert set(files) == MODEL_FILES | TOKENIZER_FILES | TRAVELLERS["subnet"] | {"README.md"}
+
+
+def test_a_card_that_was_edited_on_the_web_is_left_alone(hub):
+    assert hub[0].files("me/edited")["README.md"] == b"# Edited\n"
 
 
 def test_the_method_of_transformers(hub):
@@ -173,6 +185,12 @@ def test_every_auto_class_finds_the_encoder(hub, readers, kind, head, way):
 @pytest.mark.parametrize("way", ["online", "offline"])
 def test_a_subnet_of_the_front_is_taken_out(hub, readers, way):
     assert_close(readers[way]["taken out"]["logits"], hub[1]["expected"]["small"]["logits"])
+
+
+@pytest.mark.parametrize("way", ["online", "offline"])
+def test_code_of_another_repository_is_pinned(hub, readers, way):
+    assert b"later code" in hub[0].files("me/code")["modeling_mos_subnet.py"]
+    assert_close(readers[way]["pointing"]["logits"], hub[1]["expected"]["small"]["logits"])
 
 
 def test_only_code_is_looked_for_elsewhere():

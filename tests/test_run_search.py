@@ -65,14 +65,13 @@ def test_search_from_flags_to_files(run_search, settings, tmp_path):
     results = run_search({**settings, "output_dir": tmp_path})
     assert read_json(tmp_path / "front.json") == results
     assert {file.name for file in tmp_path.iterdir()} == {
-        "_search.lock",
         "front.json",
         "front.png",
         "results.jsonl",
         "subnet",
         "supernet",
     }
-    assert results["constraints"] == {"max_parameters": settings["max_parameters"], "sequence_length": 16}
+    assert results["constraints"] == {"max_parameters": settings["max_parameters"]}
     assert results["best"]["parameters"] <= settings["max_parameters"] and results["best"]["rows"] == 60
     cost = results["cost"]
     assert cost["sequences"] < cost["sequences_of_full_evaluation"] == 60 * cost["candidates"]
@@ -117,12 +116,46 @@ def test_a_table_that_is_off_by_more_than_a_tenth_is_named(load_example, caplog,
     script = load_example("architecture-search/run_search.py")
     for error, level in ((0.1, "INFO"), (0.12, "WARNING")):
         with caplog.at_level("INFO"):
-            script.say_latency_check(
-                {"largest_relative_error": error, "largest_relative_error_beside_it": 0.031}, tmp_path / "latency.json"
-            )
+            check = {"largest_relative_error": error, "largest_relative_error_beside_it": 0.031}
+            check |= {"measured_milliseconds": [5.0, 9.0], "predicted_milliseconds": [4.5, 9.0]}
+            script.say_latency_check(check, tmp_path / "latency.json", max_latency=5.0)
         record = caplog.records[-1]
         assert record.levelname == level and f"by up to {error:.1%}" in record.message and "3.1%" in record.message
         assert ("latency.json' and search again" in record.message) == (level == "WARNING")
+
+
+def test_whether_the_best_keeps_the_limit_is_said(load_example, caplog, tmp_path):
+    script = load_example("architecture-search/run_search.py")
+    check = {"largest_relative_error": 0.02, "largest_relative_error_beside_it": 0.01}
+    check |= {"measured_milliseconds": [5.1, 9.0], "predicted_milliseconds": [5.0, 9.0]}
+    for limit, said in ((None, False), (5.2, False), (5.0, True)):
+        caplog.clear()
+        script.say_latency_check(check, tmp_path / "latency.json", max_latency=limit)
+        assert ("takes 5.1 ms, measured now; the table predicts 5, and the limit is 5" in caplog.text) == said
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"max_eval_samples": 0}, "`max_eval_samples` must be at least 1, got 0"),
+        ({"data_dir": "glue"}, r"`data_dir` \('glue'\) only acts with --task_name; leave it out"),
+        ({"max_seq_length": 64}, r"`max_seq_length` \(64\) only acts with --task_name"),
+        (
+            {"dataset_path": None, "task_name": "sst2", "mlm_probability": 0.3},
+            r"`mlm_probability` \(0.3\) only acts with --dataset_path",
+        ),
+    ],
+)
+def test_options_that_would_not_act(run_search, settings, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        run_search({**settings, "output_dir": tmp_path, **options})
+
+
+def test_data_longer_than_the_supernet(run_search, settings, tmp_path, tiny_tokenizer):
+    model = make_supernet(tiny_tokenizer, search_space=SPACE, max_position_embeddings=8)
+    model.save_pretrained(tmp_path / "short")
+    with pytest.raises(ValueError, match=r"sequences of \d+ tokens, the supernet 8 positions; .* --max_seq_length 8"):
+        run_search({**settings, "model_name_or_path": tmp_path / "short", "output_dir": tmp_path / "out"})
 
 
 def test_a_search_by_a_task(run_search, settings, tmp_path, tiny_tokenizer, monkeypatch):

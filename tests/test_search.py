@@ -9,7 +9,6 @@ import random
 import numpy as np
 import pytest
 import torch
-from filelock import FileLock
 from torch.nn import functional as F
 
 from modeling_mos import (
@@ -21,7 +20,8 @@ from modeling_mos import (
     TaskObjective,
     name_front,
 )
-from modeling_mos.search import cross, mutate
+from modeling_mos.folder_lock import hold_folder
+from modeling_mos.search import cross, mutate, read_results
 from testing_utils import tiny_supernet
 from training_utils import make_labelled, make_masked, make_supernet
 
@@ -392,15 +392,65 @@ def test_results_are_not_computed_again(tmp_path):
 def test_one_process_searches_into_a_folder(tmp_path):
     """What a launcher that was killed leaves behind would append to the same results."""
     refused = pytest.raises(ValueError, match=rf"Another process is searching into '{tmp_path}'. Wait .* or end it")
-    with FileLock(tmp_path / "_search.lock"), refused:
+    with hold_folder(tmp_path, "searching"), refused:
         search(num_rounds=0, output_dir=tmp_path)
     ready = search(num_rounds=0, output_dir=tmp_path)  # holds nothing before it runs
     found = search(num_rounds=0, output_dir=tmp_path).run()
     written = (tmp_path / "results.jsonl").read_bytes()
-    with FileLock(tmp_path / "_search.lock"), refused:
+    with hold_folder(tmp_path, "searching"), refused:
         ready.run()
-    assert (tmp_path / "results.jsonl").read_bytes() == written
-    assert search(num_rounds=0, output_dir=tmp_path).run() == found
+    assert ready.run() == found and (tmp_path / "results.jsonl").read_bytes() == written
+
+
+def test_searches_that_were_made_together_share_results(tmp_path):
+    searches = [search(num_rounds=1, seed=seed, output_dir=tmp_path) for seed in (0, 1, 0)]
+    found = [one.run() for one in searches]
+    assert found == [search(num_rounds=1, seed=seed).run() for seed in (0, 1, 0)]
+    _, contributions = read_results(tmp_path / "results.jsonl")
+    assert len(contributions) > found[0].num_candidates
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_an_interrupted_search_goes_on(tmp_path, written):
+    one = search(num_rounds=1, output_dir=tmp_path if written else None)
+    measure, left = one.measure, iter(range(7))
+
+    def interrupted(*args):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return measure(*args)
+
+    one.measure = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        one.run()
+    one.measure = measure
+    assert one.run() == search(num_rounds=1).run()
+
+
+def test_equal_scores():
+    """Of those that a coarse metric cannot tell apart, the cheapest wins, and is the last of the front."""
+
+    class Coarse(MadeUpObjective):
+        def score(self, contributions):
+            return float(round(super().score(contributions)))
+
+    found = search(objective=Coarse(), num_rounds=2, num_finalists=20).run()
+    equals = [other for other in found.finalists if other.score == found.best.score]
+    assert len(equals) > 1
+    assert found.best.costs["parameters"] == min(other.costs["parameters"] for other in equals)
+    assert found.front[-1] == found.best
+
+
+def test_a_search_without_a_number():
+    class Diverged(MadeUpObjective):
+        def score(self, contributions):
+            return float("nan")
+
+    one = search(objective=Diverged(), num_rounds=1)
+    with pytest.raises(
+        ValueError, match=r"No candidate's \w+ is a number: that of the first is nan\. Either the supern"
+    ):
+        one.run()
 
 
 def test_results_of_another_search_are_refused(tmp_path):
@@ -550,6 +600,8 @@ def test_objectives_without_rows_or_labels(tiny_tokenizer):
         MaskedLMObjective([], collate=list)
     with pytest.raises(ValueError, match=r"Validation rows have \['input_ids'\], `labels` are missing"):
         TaskObjective([{"input_ids": [1]}], list, max)
+    with pytest.raises(ValueError, match="A list does not know how to make batches of its rows; give `collate=`"):
+        MaskedLMObjective([{"input_ids": [1], "labels": [1]}])
     with pytest.raises(ValueError, match="`batch_size` must be at least 1, got 0"):
         MaskedLMObjective(make_masked(tiny_tokenizer, 3), batch_size=0)
 

@@ -88,5 +88,6 @@ def test_the_table_that_is_shipped(study):
     low, high = (model.count_parameters(getattr(model.search_space, name)()) for name in ("smallest", "largest"))
     found = study.study_limit(arguments, table, model, block_size, (low + high) // 2)
     assert found["share_of_published_sequences"]["largest"] < 0.1
+    assert found["share_of_published_count"]["largest"] < 0.05
     assert found["racing"]["largest_regret"] < 0.2 * found["median_minus_best"]
     assert json.dumps(found)

@@ -82,9 +82,9 @@ class SupernetTrainingArguments(TrainingArguments):
             ("hard_label_weight", 0),
             ("panel_random_architectures", 0),
         ):
-            if getattr(self, name) < minimum:
+            if not getattr(self, name) >= minimum:
                 raise ValueError(f"`{name}` must be at least {minimum}, got {getattr(self, name)}.")
-        if self.distillation_temperature <= 0:
+        if not self.distillation_temperature > 0:
             raise ValueError(f"`distillation_temperature` must be positive, got {self.distillation_temperature}.")
 
 
@@ -195,11 +195,11 @@ class SharcsTrainingArguments(TrainingArguments):
             ("hidden_states_weight", 0),
             ("hard_label_weight", 0),
         ):
-            if getattr(self, name) < minimum:
+            if not getattr(self, name) >= minimum:
                 raise ValueError(f"`{name}` must be at least {minimum}, got {getattr(self, name)}.")
         if any(weight < 0 for weight in self.width_loss_weights or []):
             raise ValueError(f"`width_loss_weights` must not be negative, got {self.width_loss_weights}.")
-        if self.distillation_temperature <= 0:
+        if not self.distillation_temperature > 0:
             raise ValueError(f"`distillation_temperature` must be positive, got {self.distillation_temperature}.")
         for name in ("hard_label_weight", "distillation_temperature"):
             if getattr(self, name) != 1.0 and not self.distillation_weight:
@@ -271,12 +271,17 @@ class DistillationTrainingArguments(TrainingArguments):
     def __post_init__(self):
         super().__post_init__()
         for name in ("hard_label_weight", "logits_weight", "hidden_states_weight", "attentions_weight"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
         if not (self.hard_label_weight or self.logits_weight or self.hidden_states_weight or self.attentions_weight):
             raise ValueError("All weights of the loss are 0, so that nothing is learnt; set at least one of them.")
-        if self.distillation_temperature <= 0:
+        if not self.distillation_temperature > 0:
             raise ValueError(f"`distillation_temperature` must be positive, got {self.distillation_temperature}.")
+        if self.distillation_temperature != 1 and not self.logits_weight:
+            raise ValueError(
+                f"`distillation_temperature` ({self.distillation_temperature}) softens the teacher's logits, but "
+                "`logits_weight` is 0; set it, or leave the temperature out."
+            )
         for pair in self.distillation_layers or []:
             student, _, teacher = str(pair).partition(":")
             if not all(layer.isdecimal() and int(layer) for layer in (student, teacher)):

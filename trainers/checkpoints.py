@@ -10,16 +10,16 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, rotate_checkpoints
+
+from modeling_mos.folder_lock import hold_folder
 
 
 # Not of the form "checkpoint-<step>", so that no resume ever picks it up; what begins with "_" is never published.
 STAGING_FOLDER = "_unfinished-checkpoint"
 CHECKSUMS_NAME = "checksums.json"
-LOCK_NAME = "_training.lock"
 
 
 def write_checksums(folder: str | os.PathLike) -> None:
@@ -82,26 +82,10 @@ class StagedCheckpointMixin:
             check_files(last or str(resume_from_checkpoint))
         # Trials of a search for hyper-parameters have folders of their own in it.
         alone = self.is_world_process_zero() and trial is None
-        with self._hold_folder() if alone else nullcontext():
+        with hold_folder(self.args.output_dir, "training") if alone else nullcontext():
             output = super().train(resume_from_checkpoint, trial, *args, **kwargs)
         self._check_weights()
         return output
-
-    def _hold_folder(self):
-        """
-        Keeps other processes from training into the same folder, until training ends or this process does.
-
-        Raises:
-            ValueError: if another one does so.
-        """
-        folder = self.args.output_dir
-        try:
-            return FileLock(os.path.join(folder, LOCK_NAME)).acquire(blocking=False)
-        except Timeout:
-            raise ValueError(
-                f"Another process is training into {folder!r}. Wait for it, choose another `output_dir`, or end it: "
-                "workers outlive a launcher that was killed (`pgrep -af python` lists them)."
-            ) from None
 
     def _check_weights(self) -> None:
         """

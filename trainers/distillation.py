@@ -93,6 +93,11 @@ class DistillationTrainer(ModelCardMixin, LossComponentsMixin, OrderedEvaluation
 
     def _check_teacher(self, teacher: PreTrainedModel) -> None:
         args = self.args
+        if not isinstance(teacher, PreTrainedModel):
+            raise TypeError(
+                f"`teacher` is a loaded model, got the {type(teacher).__name__} {teacher!r}; load it with "
+                "`AutoModel….from_pretrained`."
+            )
         if self.compute_loss_func is not None:
             raise ValueError(
                 "With a teacher, DistillationTrainer takes no `compute_loss_func`: it has its own losses."

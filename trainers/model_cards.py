@@ -9,6 +9,7 @@ import math
 import numbers
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -17,7 +18,12 @@ from typing import Any
 
 import torch
 from huggingface_hub import CommitInfo, EvalResult, HfApi, ModelCard, ModelCardData
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from huggingface_hub.utils import validate_repo_id
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
@@ -29,6 +35,9 @@ from transformers.modelcard import (
     make_markdown_table,
 )
 from transformers.utils import is_matplotlib_available, logging
+
+import modeling_mos
+import modeling_sharcs
 
 from .width_predictions import save_figure
 
@@ -313,7 +322,12 @@ def _short(value: float | None) -> str:
 
 
 def usage_code(
-    model: PreTrainedModel, name: str, tokenizer: str | None, more: Sequence[str] = (), text_pair: bool = False
+    model: PreTrainedModel,
+    name: str,
+    tokenizer: str | None,
+    more: Sequence[str] = (),
+    text_pair: bool = False,
+    code_revision: str | None = None,
 ) -> str:
     """
     Python code that opens a published model, also where this package is missing.
@@ -324,10 +338,13 @@ def usage_code(
         tokenizer (`str`, *optional*): Where its tokenizer is found. Without one the code only opens the model.
         more (`Sequence[str]`): Lines that follow.
         text_pair (`bool`): Whether what is classified are pairs of texts.
+        code_revision (`str`, *optional*): The commit of another repository whose code is run.
     """
     task = _task(model)
     auto_class = next((f"AutoModelFor{head}" for head, tag in _TASKS.items() if tag == task), "AutoModel")
     trust = ", trust_remote_code=True" if _has_custom_code(model) else ""
+    if code_revision is not None:
+        trust += f', code_revision="{code_revision}"'
     imports = [auto_class]
     lines = [f'model = {auto_class}.from_pretrained("{name}"{trust})']
     text, second = '"The house is big."', '"It is not small."'
@@ -437,6 +454,8 @@ def write_model_card(
     figure: str | None = None,
     sequence_length: int = 128,
     text_pair: bool = False,
+    code_repo_id: str | None = None,
+    code_revision: str | None = None,
 ) -> Path:
     """
     Writes `README.md`, and where matplotlib is installed a figure of the architecture, into the folder that a model
@@ -465,6 +484,7 @@ def write_model_card(
             A picture in the folder to show instead of the architecture's, such as one of [`save_curve`].
         sequence_length (`int`, *optional*, defaults to 128): Tokens for which FLOPs are counted.
         text_pair (`bool`, *optional*, defaults to `False`): Whether a classifier was trained on pairs of texts.
+        code_repo_id, code_revision (`str`, *optional*): Another repository that has the code, and its commit to run.
 
     Returns:
         `Path`: the card.
@@ -526,8 +546,12 @@ def write_model_card(
         sentence=description.sentence,
         figure=figure,
         caption=caption,
-        usage=usage_code(model, name, name if has_tokenizer else base_model, description.usage, text_pair),
+        usage=usage_code(
+            model, name, name if has_tokenizer else base_model, description.usage, text_pair, code_revision
+        ),
         custom_code=_has_custom_code(model),
+        code_repo_id=code_repo_id,
+        code_revision=code_revision,
         package="modeling_sharcs" if method == "sharcs" else "modeling_mos",
         architecture=description.architecture,
         sequence_length=sequence_length,
@@ -569,7 +593,8 @@ def push_to_hub(
     """
     Publishes a model with its tokenizer and a card. (`model.push_to_hub` uploads the model with an empty card.)
 
-    A `README.md` on the Hub that somebody wrote is left as it is.
+    A `README.md` on the Hub that somebody wrote is left as it is. Weights and code of a model that was there before
+    are replaced, and deleted where this one has none of the name.
 
     Args:
         model (`PreTrainedModel`): The model.
@@ -599,17 +624,40 @@ def push_to_hub(
     if revision is not None:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        try:
-            api.hf_hub_download(repo_id, CARD_NAME, revision=revision, local_dir=folder)
-        except EntryNotFoundError:
-            pass
+        _fetch_written_card(api, repo_id, revision, folder)
         model.save_pretrained(folder)
         if code_repo_id is not None:
             _point_to_code(Path(folder), code_repo_id)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
+        if code_repo_id is not None:  # What is published now was seen to run with the code of now.
+            card |= {"code_repo_id": code_repo_id, "code_revision": api.model_info(code_repo_id).sha}
         write_model_card(model, folder, repo_id=repo_id, **card)
-        return api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message, revision=revision)
+        return api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            commit_message=commit_message,
+            revision=revision,
+            delete_patterns=_files_of_models(),
+        )
+
+
+def _files_of_models() -> list[str]:
+    """What another model may have left in a repository: weights, and our code; of what lies there nothing else."""
+    folders = [Path(package.__file__).parent for package in (modeling_mos, modeling_sharcs)]
+    code = {file.name for folder in folders for file in folder.glob("*.py")} - {"__init__.py"}
+    return [*sorted(code), "model*.safetensors", "model.safetensors.index.json"]
+
+
+def _fetch_written_card(api: HfApi, repo_id: str, revision: str | None, folder: str | os.PathLike) -> None:
+    """Brings the card that is on the Hub into a folder, if somebody wrote it, for it to be left as it is."""
+    with tempfile.TemporaryDirectory() as temporary:
+        try:
+            path = Path(api.hf_hub_download(repo_id, CARD_NAME, revision=revision, local_dir=temporary))
+        except (EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError):
+            return
+        if MARKER not in path.read_text(encoding="utf-8"):
+            shutil.copy(path, Path(folder) / CARD_NAME)
 
 
 def _point_to_code(folder: Path, repo_id: str) -> None:
@@ -659,6 +707,9 @@ class ModelCardMixin:
         """
         if not self.is_world_process_zero():
             return
+        if self.args.push_to_hub:
+            api = HfApi(token=self.args.hub_token)
+            _fetch_written_card(api, self.hub_model_id, self.args.hub_revision, self.args.output_dir)
         logged = (entry for entry in reversed(self.state.log_history) if any(map(_is_evaluated, entry)))
         write_model_card(
             self.accelerator.unwrap_model(self.model),

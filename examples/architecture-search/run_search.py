@@ -74,6 +74,7 @@ from modeling_mos import (  # noqa: E402
     name_front,
     save_latency,
 )
+from sharcs_utils import longest_input  # noqa: E402
 from teacher_utils import load_trained  # noqa: E402
 from trainers import MaskedLanguageModelingDataset, write_model_card  # noqa: E402
 
@@ -137,7 +138,9 @@ class SearchArguments:
     mutation_probability: float = field(default=0.3, metadata={"help": "Chance of each size to be drawn anew."})
     num_rounds: int = field(default=30, metadata={"help": "Rounds of evolution."})
     patience: int | None = field(default=None, metadata={"help": "End after so many rounds without a new parent."})
-    exhaustive: bool = field(default=False, metadata={"help": "Race every architecture inside the limits."})
+    exhaustive: bool = field(
+        default=False, metadata={"help": "Race every architecture inside the limits, of a space of at most 100,000."}
+    )
     racing: bool = field(
         default=True, metadata={"help": "False evaluates every candidate on all sequences, as published."}
     )
@@ -149,6 +152,17 @@ class SearchArguments:
     seed: int = field(default=0, metadata={"help": "Seed of population, mutants and children."})
     use_cpu: bool = field(default=False, metadata={"help": "Do not use an accelerator."})
     show_progress: bool = field(default=True, metadata={"help": "Show progress bars."})
+
+    def __post_init__(self):
+        if (self.dataset_path is None) == (self.task_name is None):
+            raise ValueError("Name what judges candidates: either --dataset_path (masked-LM loss) or --task_name.")
+        if self.max_eval_samples is not None and self.max_eval_samples < 1:
+            raise ValueError(f"`max_eval_samples` must be at least 1, got {self.max_eval_samples}.")
+        of_tasks, of_data = ("data_dir", "max_seq_length"), ("mlm_probability",)
+        for name in of_tasks if self.task_name is None else of_data:
+            if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                other = "--task_name" if name in of_tasks else "--dataset_path"
+                raise ValueError(f"`{name}` ({getattr(self, name)!r}) only acts with {other}; leave it out.")
 
 
 # Arguments that the search takes under the same names.
@@ -203,10 +217,8 @@ def load_objective(
     What judges candidates, and the tokenizer.
 
     Raises:
-        ValueError: if no data is named, or it has no validation rows or is not the supernet's.
+        ValueError: if the data has no validation rows, or is not the supernet's.
     """
-    if (arguments.dataset_path is None) == (arguments.task_name is None):
-        raise ValueError("Name what judges candidates: either --dataset_path (masked-LM loss) or --task_name.")
     if arguments.task_name is not None:
         tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer_name or arguments.model_name_or_path)
         return load_task_objective(arguments, supernet, tokenizer), tokenizer
@@ -227,6 +239,12 @@ def load_objective(
             f"The supernet's vocabulary has {supernet.config.vocab_size} entries, the tokenizer {len(tokenizer)}; the "
             "data was prepared for another model."
         )
+    longest, positions = max(map(len, rows["input_ids"]), default=0), longest_input(supernet.config, tokenizer)
+    if longest > positions:
+        raise ValueError(
+            f"The data in {str(folder)!r} has sequences of {longest} tokens, the supernet {positions} positions; "
+            f"prepare it with --max_seq_length {positions}."
+        )
     # The masks are the ones that run_mlm_mos.py evaluates on.
     rows = MaskedLanguageModelingDataset(rows, tokenizer, 0, arguments.mlm_probability)
     return MaskedLMObjective(rows, batch_size=arguments.eval_batch_size), tokenizer
@@ -238,7 +256,7 @@ def load_task_objective(
     data = DataArguments(
         task_name=arguments.task_name,
         data_dir=arguments.data_dir,
-        max_seq_length=arguments.max_seq_length,
+        max_seq_length=min(arguments.max_seq_length, longest_input(supernet.config, tokenizer)),
         max_eval_samples=arguments.max_eval_samples,
     )
     raw = load_task_datasets(data)
@@ -312,6 +330,7 @@ def check_latency(
     ratios = [value / other for value, other in zip(predicted, measured, strict=True)]
     errors, common = [ratio - 1 for ratio in ratios], statistics.median(ratios)
     return {
+        "architectures": [architecture.to_dict() for architecture in architectures],
         "predicted_milliseconds": predicted,
         "measured_milliseconds": measured,
         "largest_relative_error": max(map(abs, errors)),
@@ -321,8 +340,17 @@ def check_latency(
     }
 
 
-def say_latency_check(check: dict[str, Any], table: Path) -> None:
-    """A table that is off by more than a tenth is no ground for a limit in milliseconds."""
+def say_latency_check(check: dict[str, Any], table: Path, max_latency: float | None) -> None:
+    """
+    A table that is off by more than a tenth is no ground for a limit in milliseconds; and whether the best, the first
+    that is measured, keeps it.
+    """
+    best = check["measured_milliseconds"][0]
+    if max_latency is not None and best > max_latency:
+        logger.warning(
+            f"The best architecture takes {best:.4g} ms, measured now; the table predicts "
+            f"{check['predicted_milliseconds'][0]:.4g}, and the limit is {max_latency:.4g}."
+        )
     largest, beside = check["largest_relative_error"], check["largest_relative_error_beside_it"]
     message = (
         f"Latencies that the table predicts are off by up to {largest:.1%}, measured now; by {beside:.1%} beside what "
@@ -394,6 +422,12 @@ def search_facts(arguments: SearchArguments, results: dict[str, Any]) -> dict[st
     facts = {"found by": f"evolutionary search by {results['objective']}", "limits": limits, "seed": arguments.seed}
     if arguments.trade_off is not None:
         facts["traded off against"] = arguments.trade_off
+    if "latency" in results:
+        measured = results["latency"]
+        facts["latency"] = (
+            f"milliseconds a batch of {measured['batch_size']} x {measured['sequence_length']} tokens, predicted for "
+            f"the device of the search ({measured['device']}, {measured['threads']} threads)"
+        )
     return {**facts, "candidates": f"{cost['candidates']:,} in {cost['rounds']} rounds"}
 
 
@@ -428,14 +462,16 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         return results
     folder = Path(arguments.output_dir)
     if constraints.latency is not None:
-        sample = [found.architecture for found in result.front[:4]] + [search.space.sample(seed) for seed in range(4)]
+        sample = [found.architecture for found in (result.best, *result.front[:4])]
+        sample += [search.space.sample(seed) for seed in range(4)]
         results["latency_check"] = check_latency(arguments, supernet, constraints.latency, list(dict.fromkeys(sample)))
-        say_latency_check(results["latency_check"], folder / "latency.json")
+        say_latency_check(results["latency_check"], folder / "latency.json", arguments.max_latency)
+        results["latency"] = _latency_facts(arguments, supernet)
     supernet.config.front = results["front"]
     save(supernet, tokenizer, folder / "supernet", search_facts(arguments, results))
     subnet = supernet.extract_subnet(result.best.architecture)
     save(subnet, tokenizer, folder / "subnet", search_facts(arguments, results), {objective.name: result.best.score})
-    write_text_atomically(folder / "front.json", json.dumps(results, indent=2) + "\n")
+    write_text_atomically(folder / "front.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
     if is_matplotlib_available():
         plot(result, arguments.trade_off or "parameters", objective.name, folder / "front.png")
     else:

@@ -368,7 +368,8 @@ def export_routed(model: SharcsPreTrainedModel, folder: Path, quantize: bool = F
     size = export_graph(front, inputs, ["hidden", "router_logits"], folder / "front.onnx", quantize)
     hidden = torch.zeros(*inputs["input_ids"].shape, config.hidden_size)
     rows = []
-    for width, cost in zip(widths, model.base_model.relative_costs(), strict=True):
+    costs = zip(widths, model.base_model.relative_costs(), strict=True)
+    for width, cost in tqdm(costs, desc="Exporting widths", total=len(widths)):
         path = Graph(
             without_front(model),
             ["inputs_embeds", "attention_mask"],
@@ -437,7 +438,7 @@ def open_graphs(folder: Path, routed: bool, outputs: Sequence[str]) -> Run:
 def time_in_turns(contestants: Mapping[str, Run], inputs: Mapping[str, torch.Tensor]) -> dict[str, float]:
     """Milliseconds of a call, medians over rounds in which all take turns, after one that does not count."""
     times: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(ROUNDS + 1):
+    for _ in tqdm(range(ROUNDS + 1), desc="Timing"):
         for name, run in contestants.items():
             start = time.perf_counter()
             run(inputs)

@@ -12,7 +12,8 @@ Fine-tunes any encoder, MoS subnets included, on a GLUE task or own files, with 
 One .json or .yaml file of arguments may come first. The same command continues a run that was stopped. `--do_predict`
 writes the test rows' predictions as the GLUE server takes them (CoLA.tsv, MNLI-m.tsv, …).
 
-A model that was fine-tuned for other labels, such as MNLI's before RTE, keeps all weights but the classifier's.
+A model that was fine-tuned for another number of labels, such as MNLI's before RTE, keeps all weights but those of the
+classifier's last layer.
 run_glue_sweep.py runs grids of this script, and all tasks in one command.
 """
 
