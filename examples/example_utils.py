@@ -405,7 +405,7 @@ def save_training_plot(history: Iterable[Mapping[str, float]], path: Path) -> No
         axes.plot(*zip(*points, strict=True), label=name, marker="." if name.startswith("eval_") else "")
     axes.set(xlabel="step", ylabel="loss")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    axes.legend(loc="best", fontsize="small")
     temporary = path.with_name(f".{path.name}.partial")
     figure.savefig(temporary, format="png", dpi=120)
     temporary.replace(path)

@@ -177,7 +177,7 @@ def plot(rows: list[dict], chosen: str, frequencies: float, path: Path) -> bool:
                 row["name"], (row["parameters"] / 1e3, row["perplexity"]), xytext=(5, 5), textcoords="offset points"
             )
     axes.margins(0.12)
-    axes.legend()
+    axes.legend(loc="best")
     axes.set_xlabel("parameters of the subnet (thousands)")
     axes.set_ylabel("validation perplexity")
     axes.set_title("Subnets of one supernet; the one taken out is orange")

@@ -78,6 +78,7 @@ def test_the_results(run, models, asked, tmp_path, capsys):
     path = tmp_path / "results" / "latency.json"
     results = run(baseline_name_or_path=str(models / "plain"), output_file=str(path))
     assert json.loads(path.read_text()) == json.loads(capsys.readouterr().out) == results
+    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert (results["rows"], results["rounds"], results["dtype"], results["device"]) == (7, 5, "float32", "cpu")
     assert results["reference"] == "plain" and results["threads"] == torch.get_num_threads()
     assert 3 <= results["mean_length"] <= 30

@@ -145,8 +145,10 @@ def test_unmerged_bottlenecks_are_the_same_function(load_example):
     assert_close(unmerged(**batch).last_hidden_state, merged(**batch).last_hidden_state)
 
 
-def test_routing(run, capsys):
-    results = run("benchmark_routing", narrow_share=0.5)
+def test_routing(run, tmp_path, capsys):
+    path = tmp_path / "routing.json"
+    results = run("benchmark_routing", narrow_share=0.5, output_file=str(path))
+    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert json.loads(capsys.readouterr().out) == results
     assert list(results["inference"]) == ["sst2", "7"] and results["inference"]["7"]["mean_length"] == 7
     for found in results["inference"].values():

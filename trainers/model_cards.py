@@ -411,7 +411,7 @@ def draw_sizes(sizes: dict[str, Sequence[int]], path: Path) -> bool:
     axes.set(xlabel="layer", ylabel="size", ylim=(0, None))
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="best")
     save_figure(figure, path)
     return True
 

@@ -91,7 +91,7 @@ def save_curve(
     axes.set(xlabel="share of full FLOPs", ylabel=metric, title="What compute buys")
     axes.grid(alpha=0.3)
     if widths:
-        axes.legend()
+        axes.legend(loc="best")
     save_figure(figure, paths["png"])
     return paths
 

@@ -380,13 +380,13 @@ def plot(result: SearchResult, cost: str, score: str, path: Path) -> None:
             [found.costs[cost] for found in candidates], [found.score for found in candidates], label=name, **style
         )
     left.set(xlabel=cost.replace("_", " "), ylabel=score, title="Candidates evaluated on all sequences")
-    left.legend()
+    left.legend(loc="best")
     for entry, found in zip(name_front(result.front), result.front, strict=True):
         widths = found.architecture.hidden_sizes
         if len(result.front) <= 8 or found in (result.front[0], result.best, result.front[-1]):
             right.step(range(1, len(widths) + 1), widths, where="mid", label=f"{entry['name']}: {found.score:.4g}")
     right.set(xlabel="layer", ylabel="width", title="Architectures of the front")
-    right.legend()
+    right.legend(loc="best")
     for axes in (left, right):
         axes.grid(alpha=0.3)
     temporary = path.with_suffix(".partial")

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch.utils.data import default_collate
 from transformers import BertForMaskedLM
-from transformers.utils import logging
+from transformers.utils import is_matplotlib_available, logging
 
 
 # Helpers are beside this file and one folder up; example scripts are run from anywhere and are not installed.
@@ -70,7 +70,9 @@ class GrowthArguments:
     search_rounds: list[int] = field(
         default_factory=lambda: [0, 1, 2, 4], metadata={"help": "Rounds of evolution of a search."}
     )
-    plot: str | None = field(default=None, metadata={"help": "Where to draw the lines (.png); needs matplotlib."})
+    plot: str | None = field(
+        default=None, metadata={"help": "Where to draw the lines (.png); by default beside --output_file."}
+    )
 
     def __post_init__(self):
         for name in ("experts", "layers", "sequences", "search_rounds"):
@@ -135,7 +137,7 @@ def fit_line(points: dict[int, float]) -> dict[str, float]:
 
 def plot(lines: dict[str, dict[str, Any]], path: str) -> None:
     """Draws measured points and the lines through them, one panel a line."""
-    from matplotlib.figure import Figure  # needed with --plot only
+    from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 3), layout="constrained")
     for axes, (name, found) in zip(figure.subplots(1, len(lines)), lines.items(), strict=True):
@@ -186,8 +188,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             }
     results = {**machine_facts(device), **timing.facts(), "sizes": vars(sizes), **lines}
     report(results, timing.output_file)
-    if options.plot is not None:
-        plot(lines, options.plot)
+    drawn = options.plot
+    if drawn is None and timing.output_file is not None and is_matplotlib_available():
+        drawn = str(Path(timing.output_file).with_suffix(".png"))
+    if drawn is not None:
+        plot(lines, drawn)
     return results
 
 

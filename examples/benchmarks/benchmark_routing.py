@@ -52,6 +52,7 @@ from benchmark_utils import (  # noqa: E402
     machine_facts,
     make_batches,
     make_step,
+    plot_speedups,
     report,
     spread,
     synchronize,
@@ -256,6 +257,18 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             logger.info(f"Inference on rows of the lengths {lengths}.")
             rows = draw_rows(lengths, options.rows, sizes.vocab_size, sizes.seed)
             results["inference"][lengths] = benchmark_inference(plain, routed, rows, options, timing)
+        plot_speedups(
+            {
+                f"{lengths} lengths; FLOPs promise {1 / found['flops_share']:.2f}": {
+                    "routed": {
+                        int(size): tuple(entry["speedup"][name] for name in ("median", "lowest", "highest"))
+                        for size, entry in found["batch_sizes"].items()
+                    }
+                }
+                for lengths, found in results["inference"].items()
+            },
+            timing.output_file,
+        )
     if "training" in options.parts:
         logger.info("Training epochs.")
         rows = draw_rows(options.lengths[0], options.training_rows, sizes.vocab_size, sizes.seed)

@@ -27,7 +27,16 @@ from transformers.utils import logging
 
 # Helpers are beside this file and one folder up; example scripts are run from anywhere and are not installed.
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
-from benchmark_utils import Timing, compare, machine_facts, make_batches, report, time_in_turns, totals  # noqa: E402
+from benchmark_utils import (  # noqa: E402
+    Timing,
+    compare,
+    machine_facts,
+    make_batches,
+    plot_speedups,
+    report,
+    time_in_turns,
+    totals,
+)
 from example_utils import parse_arguments, run_script, show_progress_messages  # noqa: E402
 from modeling_sharcs import SharcsPreTrainedModel  # noqa: E402
 from modeling_sharcs.calibration import record, share_of_full  # noqa: E402
@@ -179,6 +188,19 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             times = time_in_turns(contestants, batches, timing, device)
             found[name] = summarize(times, reference)
         results["batch_sizes"][str(size)] = found
+    keys = ("speedup", "speedup_lowest_round", "speedup_highest_round")
+    panels = {
+        rows: {
+            name: {
+                int(size): tuple(found[rows][name][key] for key in keys)
+                for size, found in results["batch_sizes"].items()
+            }
+            for name in contestants
+            if name != reference
+        }
+        for rows in ("trimmed", "padded")
+    }
+    plot_speedups({f"{rows}, against {reference}": curves for rows, curves in panels.items()}, timing.output_file)
     report(results, timing.output_file)
     return results
 

@@ -15,10 +15,12 @@ from typing import Any
 import torch
 import transformers
 from transformers import BertConfig, PreTrainedModel, Trainer, TrainingArguments
+from transformers.utils import is_matplotlib_available
 
 from example_utils import write_text_atomically
 from modeling_mos import MosPreTrainedModel
 from trainers import SupernetTrainer, SupernetTrainingArguments
+from trainers.width_predictions import save_figure
 
 
 __all__ = [
@@ -222,6 +224,38 @@ def _cpu_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def plot_speedups(
+    panels: Mapping[str, Mapping[str, Mapping[int, tuple[float, float, float]]]], output_file: str | None
+) -> None:
+    """
+    Draws speed-ups over batch sizes beside the results' file, where there is one and matplotlib is installed.
+
+    Args:
+        panels (mapping): By title and contestant, for each batch size the median, the lowest and the highest round.
+        output_file (`str`, *optional*): Where the results go; the picture has the same name and ends in .png.
+    """
+    panels = {title: curves for title, curves in panels.items() if curves}
+    if output_file is None or not panels or not is_matplotlib_available():
+        return
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5 * len(panels), 3.5), layout="constrained")
+    for axes, (title, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for name, points in curves.items():
+            sizes = list(points)
+            medians, lowest, highest = zip(*points.values(), strict=True)
+            axes.plot(sizes, medians, marker="o", label=name)
+            axes.fill_between(sizes, lowest, highest, alpha=0.15)
+        axes.axhline(1, color="gray", linewidth=1)
+        axes.set_xscale("log", base=2)
+        axes.set(xlabel="rows a batch", ylabel="times as fast", title=title, ylim=(0, None))
+        axes.grid(alpha=0.3)
+        axes.legend(loc="best")  # said, or matplotlib warns where a busy machine takes a second to place it
+    path = Path(output_file).with_suffix(".png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_figure(figure, path)
 
 
 def report(results: Mapping[str, Any], output_file: str | None) -> None:

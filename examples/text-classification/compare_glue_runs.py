@@ -295,7 +295,7 @@ def save_plot(report: dict[str, Any], path: Path) -> None:
             axes.set_xticks(range(len(names)), names, rotation=45, horizontalalignment="right")
         else:
             axes.set_xlabel("share of full FLOPs")
-            axes.legend()
+            axes.legend(loc="best")
         axes.grid(alpha=0.3)
     temporary = path.with_name(f".{path.name}.partial")
     figure.savefig(temporary, format="png", dpi=150)

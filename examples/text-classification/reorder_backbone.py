@@ -145,7 +145,7 @@ def plot_importance(importance: Importance, path: Path) -> None:
             axes.plot(shares, row / row.max().clamp(min=1e-30), label=label, color=color, linewidth=1)
         axes.set(title=part, xlabel="rank, % of all", ylim=(0, None))
         if len(rows) > 1:
-            axes.legend()
+            axes.legend(loc="best")
     figure.axes[0].set_ylabel("importance, largest = 1")
     figure.savefig(path, dpi=120)
 
