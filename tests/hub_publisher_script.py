@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import torch
+from hub_answers import OTHER_HEADS, answer
 from huggingface_hub import HfApi
 from transformers import DataCollatorWithPadding
 
@@ -52,6 +53,19 @@ def make_models() -> dict[str, torch.nn.Module]:
         "stock": uniform.extract_subnet(uniform.search_space.sample(seed=3)),
         "sharcs": routed,
     }
+
+
+def publish_other_heads() -> dict[str, list[float]]:
+    """Of every kind, the heads that `make_models` leaves out; what they say of a text."""
+    answers = {}
+    for head in OTHER_HEADS:
+        sizes = {"vocab_size": len(TOKENIZER)}
+        supernet = tiny_supernet(head, **sizes)
+        kinds = {"supernet": supernet, "subnet": supernet.extract_subnet(supernet.search_space.sample(seed=3))}
+        for kind, model in {**kinds, "sharcs": tiny_sharcs(head, **sizes)}.items():
+            push_to_hub(model, f"me/{kind}-{head}", TOKENIZER)
+            answers[f"{kind}-{head}"] = answer(head, model.eval(), TOKENIZER)
+    return answers
 
 
 def train_and_publish(folder: Path) -> None:
@@ -142,7 +156,8 @@ def main(folder: Path) -> None:
     models["stock"].push_to_hub("me/bare")
     models["stock"].push_to_hub("me/stock")
     train_and_publish(folder)
-    torch.save({"batch": batch, "commits": commits, "expected": expected}, folder / "published.pt")
+    answers = publish_other_heads()
+    torch.save({"batch": batch, "commits": commits, "expected": expected, "answers": answers}, folder / "published.pt")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import sys
 import remote_code_script  # refuses the project's packages  # noqa: F401
 import torch
 import transformers
+from hub_answers import OTHER_HEADS, answer
 from huggingface_hub import ModelCard
 from transformers import (
     AutoConfig,
@@ -69,6 +70,15 @@ def main(published: str, answers: str) -> None:
     names = {}
     exec(ModelCard.load("me/pointing").text.split("```python\n")[1].split("```")[0], names)
     found["pointing"] = {"logits": names["model"](**given["batch"]).logits}
+    # Heads that answer in another way: opened as a model, and by name as a pipeline.
+    for name in given["answers"]:
+        head = name.partition("-")[2]
+        auto_class, task = OTHER_HEADS[head]
+        tokenizer = AutoTokenizer.from_pretrained(f"me/{name}", trust_remote_code=True)
+        model = auto_class.from_pretrained(f"me/{name}", trust_remote_code=True)
+        found[name] = {"model": answer(head, model, tokenizer)}
+        if task is not None:
+            found[name]["pipeline"] = answer(head, f"me/{name}", trust_remote_code=True)
     # A commit behind the branch that it was made on, and another branch.
     open_model("subnet", "halves", revision="halves")
     open_model("moved", "pinned", revision=given["commits"]["pinned"])

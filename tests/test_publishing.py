@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hub_answers import OTHER_HEADS
 from huggingface_hub import ModelCard
 from test_hub import TRAVELLERS
 
@@ -68,7 +69,7 @@ def readers(hub, tmp_path_factory):
     server, published = hub
     folder = tmp_path_factory.mktemp("reader")
     torch.save(published, folder / "published.pt")
-    for name in ("hub_reader_script.py", "remote_code_script.py"):
+    for name in ("hub_answers.py", "hub_reader_script.py", "remote_code_script.py"):
         shutil.copy(TESTS / name, folder)
     answers = {}
     for way, offline in (("online", "0"), ("offline", "1")):
@@ -185,6 +186,18 @@ def test_every_auto_class_finds_the_encoder(hub, readers, kind, head, way):
 @pytest.mark.parametrize("way", ["online", "offline"])
 def test_a_subnet_of_the_front_is_taken_out(hub, readers, way):
     assert_close(readers[way]["taken out"]["logits"], hub[1]["expected"]["small"]["logits"])
+
+
+@pytest.mark.parametrize("way", ["online", "offline"])
+@pytest.mark.parametrize("head", OTHER_HEADS)
+@pytest.mark.parametrize("kind", ["supernet", "subnet", "sharcs"])
+def test_other_heads_say_the_same(hub, readers, kind, head, way):
+    expected = hub[1]["answers"][f"{kind}-{head}"]
+    found = readers[way][f"{kind}-{head}"]
+    assert found.keys() == ({"model"} if head == "question-answering" else {"model", "pipeline"})
+    for numbers in found.values():
+        assert len(numbers) == len(expected) > 2
+        assert_close(torch.tensor(numbers), torch.tensor(expected))
 
 
 @pytest.mark.parametrize("way", ["online", "offline"])
