@@ -549,6 +549,7 @@ def write_model_card(
         usage=usage_code(
             model, name, name if has_tokenizer else base_model, description.usage, text_pair, code_revision
         ),
+        published=repo_id is not None,
         custom_code=_has_custom_code(model),
         code_repo_id=code_repo_id,
         code_revision=code_revision,
