@@ -449,11 +449,12 @@ def test_every_shipped_argument_file_is_read(script, path, tmp_path):
     ]
     model_arguments, data_arguments, training_arguments = script.parse_arguments(types, [str(path), *overrides])
     space = script.parse_search_space(model_arguments.search_space)
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    sizes = {name: getattr(model_arguments, name) for name in names}
+    if model_arguments.model_name_or_path == "sentence-transformers/all-MiniLM-L6-v2":  # brings its own
+        sizes = dict(zip(names, (384, 6, 12, 1536), strict=True))
     config = script.MosConfig(
-        hidden_size=model_arguments.hidden_size,
-        num_hidden_layers=model_arguments.num_hidden_layers,
-        num_attention_heads=model_arguments.num_attention_heads,
-        intermediate_size=model_arguments.intermediate_size,
+        **sizes,
         search_space=space,
         routing=model_arguments.routing,
         num_experts=model_arguments.num_experts,
