@@ -140,6 +140,8 @@ def test_whether_the_best_keeps_the_limit_is_said(load_example, caplog, tmp_path
         ({"max_eval_samples": 0}, "`max_eval_samples` must be at least 1, got 0"),
         ({"data_dir": "glue"}, r"`data_dir` \('glue'\) only acts with --task_name; leave it out"),
         ({"max_seq_length": 64}, r"`max_seq_length` \(64\) only acts with --task_name"),
+        ({"latency_rounds": 7}, r"`latency_rounds` \(7\) only acts with a limit on latency or --trade_off latency"),
+        ({"latency_batch_size": 8}, r"`latency_batch_size` \(8\) only acts with a limit on latency"),
         (
             {"dataset_path": None, "task_name": "sst2", "mlm_probability": 0.3},
             r"`mlm_probability` \(0.3\) only acts with --dataset_path",

@@ -158,11 +158,20 @@ class SearchArguments:
             raise ValueError("Name what judges candidates: either --dataset_path (masked-LM loss) or --task_name.")
         if self.max_eval_samples is not None and self.max_eval_samples < 1:
             raise ValueError(f"`max_eval_samples` must be at least 1, got {self.max_eval_samples}.")
-        of_tasks, of_data = ("data_dir", "max_seq_length"), ("mlm_probability",)
-        for name in of_tasks if self.task_name is None else of_data:
-            if getattr(self, name) != type(self).__dataclass_fields__[name].default:
-                other = "--task_name" if name in of_tasks else "--dataset_path"
-                raise ValueError(f"`{name}` ({getattr(self, name)!r}) only acts with {other}; leave it out.")
+        self._refuse_unless(self.task_name is not None, "--task_name", "data_dir", "max_seq_length")
+        self._refuse_unless(self.dataset_path is not None, "--dataset_path", "mlm_probability")
+        by_latency = "a limit on latency or --trade_off latency"
+        self._refuse_unless(self.counts_latency, by_latency, "latency_batch_size", "latency_rounds")
+
+    @property
+    def counts_latency(self) -> bool:
+        return self.trade_off == "latency" or self.min_latency is not None or self.max_latency is not None
+
+    def _refuse_unless(self, acts: bool, condition: str, *names: str) -> None:
+        for name in names:
+            given = getattr(self, name)
+            if not acts and given != type(self).__dataclass_fields__[name].default:
+                raise ValueError(f"`{name}` ({given!r}) only acts with {condition}; leave it out.")
 
 
 # Arguments that the search takes under the same names.
@@ -278,7 +287,7 @@ def load_task_objective(
 
 def find_latency(arguments: SearchArguments, supernet: MosPreTrainedModel, state: PartialState) -> CostTable | None:
     """The measured table, if a limit or the trade-off needs one: measured once, then read from the output folder."""
-    if arguments.trade_off != "latency" and arguments.min_latency is None and arguments.max_latency is None:
+    if not arguments.counts_latency:
         return None
     path = Path(arguments.output_dir) / "latency.json"
     if state.is_main_process and not path.exists():
