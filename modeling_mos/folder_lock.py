@@ -32,6 +32,8 @@ def hold_folder(folder: str | os.PathLike, activity: str) -> Iterator[None]:
             stack.callback(os.close, descriptor)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Data loaders' workers share the descriptor, and may live on: to close it here would not release it.
+                stack.callback(fcntl.flock, descriptor, fcntl.LOCK_UN)
             except BlockingIOError:
                 raise ValueError(
                     f"Another process is {activity} into {str(folder)!r}. Wait for it, choose another `output_dir`, "

@@ -721,8 +721,8 @@ class _Journal:
                     self.path.parent.mkdir(parents=True, exist_ok=True)
                     # Lines of two searches would make the file unreadable.
                     stack.enter_context(hold_folder(self.path.parent, "searching"))
-                    contributions = self._read()
                     stack.callback(self._close)
+                    contributions = self._read()
                 except (OSError, ValueError) as error:  # said by all processes, or the others would wait
                     problem = str(error)
             # Every process walks over the same results, also where the others do not see the main one's disk.
@@ -758,8 +758,9 @@ class _Journal:
         self._file.flush()
 
     def _close(self) -> None:
-        self._file.close()
-        self._file = None
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
 
 def read_results(path: str | os.PathLike) -> tuple[dict[str, Any], dict[Architecture, np.ndarray]]:

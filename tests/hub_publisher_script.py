@@ -5,12 +5,14 @@ Run by test_publishing.py in a process of its own, whose Hub is the test's: publ
 what they compute to the folder that it is given.
 """
 
+import shutil
 import sys
 from pathlib import Path
 
 import torch
 from hub_answers import OTHER_HEADS, answer
 from huggingface_hub import HfApi
+from huggingface_hub.errors import RepositoryNotFoundError
 from transformers import DataCollatorWithPadding
 
 from testing_utils import UNIFORM, make_batch, tiny_sharcs, tiny_supernet, tiny_tokenizer
@@ -19,8 +21,11 @@ from trainers import (
     DistillationTrainingArguments,
     MaskedLMTrainer,
     SupernetTrainer,
+    push_folder_to_hub,
     push_to_hub,
+    write_model_card,
 )
+from trainers.model_cards import FIGURE_NAME
 from training_utils import (
     make_arguments,
     make_bert,
@@ -33,6 +38,8 @@ from training_utils import (
 
 
 TOKENIZER = tiny_tokenizer()
+# Somebody's own, in a repository of a model; names like those of modules that never travel.
+OWN_FILES = ("handler.py", "search.py", "model_onnx/model.safetensors")
 FACTS = {"base_model": "me/backbone", "datasets": "me/books", "metrics": {"perplexity": 5.5}}
 
 
@@ -68,28 +75,58 @@ def publish_other_heads() -> dict[str, list[float]]:
     return answers
 
 
-def train_and_publish(folder: Path) -> None:
-    saving = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "push_to_hub": True}
-    trainer = MaskedLMTrainer(
+def make_trainer(folder: Path, **options) -> MaskedLMTrainer:
+    return MaskedLMTrainer(
         make_subnet(TOKENIZER),
-        make_arguments(folder / "trained", **saving, hub_model_id="me/trained", hub_strategy="checkpoint"),
+        make_arguments(folder, **{"max_steps": 1, **options}),
         train_dataset=make_masked(TOKENIZER),
         eval_dataset=make_masked(TOKENIZER, 7, seed=1),
         processing_class=TOKENIZER,
     )
+
+
+def upload_card(name: str, text: bytes, branch: str | None = None) -> None:
+    HfApi().upload_file(path_or_fileobj=text, path_in_repo="README.md", repo_id=name, revision=branch)
+
+
+def refuse_wrong_code(model) -> dict[str, str]:
+    """What is said where the code of another repository would not do."""
+    refusals = {}
+    for name, code in (("refused", "me/nobody"), ("me/refused", "me/sharcs"), ("supernet", "me/supernet")):
+        try:
+            push_to_hub(model, name, TOKENIZER, code_repo_id=code)
+        except (ValueError, RepositoryNotFoundError) as error:
+            refusals[code] = str(error)
+    return refusals
+
+
+def train_and_publish(folder: Path) -> None:
+    saving = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "push_to_hub": True}
+    trainer = make_trainer(folder / "trained", **saving, hub_model_id="me/trained", hub_strategy="checkpoint")
     trainer.train()
     trainer.evaluate()
     trainer.push_to_hub(dataset_tags="me/books")
     # A card that was edited on the web since.
-    edited = MaskedLMTrainer(
-        make_subnet(TOKENIZER),
-        make_arguments(folder / "edited", push_to_hub=True, hub_model_id="me/edited", max_steps=1),
-        train_dataset=make_masked(TOKENIZER),
-        processing_class=TOKENIZER,
-    )
+    edited = make_trainer(folder / "edited", push_to_hub=True, hub_model_id="me/edited")
     edited.push_to_hub()
-    HfApi().upload_file(path_or_fileobj=b"# Edited\n", path_in_repo="README.md", repo_id="me/edited")
+    upload_card("me/edited", b"# Edited\n")
     edited.push_to_hub()
+    # While a training publishes its checkpoints beside an old card of its own.
+    folder_of_old = Path(shutil.copytree(folder / "edited", folder / "going on"))
+    write_model_card(edited.model, folder_of_old)
+    upload_card("me/edited", b"# Edited again\n")
+    make_trainer(folder_of_old, **saving, hub_model_id="me/edited").train()
+    # By a trainer that was not told to publish.
+    make_trainer(folder / "by hand", hub_model_id="me/edited").push_to_hub()
+    # On a branch, which the trainer's arguments do not name.
+    make_trainer(folder / "branched", hub_model_id="me/branched").push_to_hub()
+    HfApi().create_branch("me/branched", branch="draft")
+    upload_card("me/branched", b"# Draft\n", branch="draft")
+    trainer = make_trainer(folder / "branched", hub_model_id="me/branched")
+    trainer.push_to_hub(revision="draft")
+    (folder / "branched" / "README.md").unlink()
+    HfApi().create_branch("me/branched", branch="other")
+    trainer.push_to_hub(revision="other")
     publishing = {"push_to_hub": True, "max_steps": 1}
     supernet = SupernetTrainer(
         make_supernet(TOKENIZER),
@@ -131,7 +168,8 @@ def main(folder: Path) -> None:
     # Nothing is left of the code of an earlier push; what is none of ours stays.
     push_to_hub(small, "me/small", TOKENIZER, **FACTS)
     api = HfApi()
-    api.upload_file(path_or_fileobj=b"pass\n", path_in_repo="handler.py", repo_id="me/small")
+    for path in (*OWN_FILES, "pytorch_model.bin"):
+        api.upload_file(path_or_fileobj=b"pass\n", path_in_repo=path, repo_id="me/small")
     push_to_hub(small, "me/small", TOKENIZER, code_repo_id="me/supernet", **FACTS)
     commits["code"] = api.model_info("me/supernet").sha
     # Code that changes later is not what the card runs.
@@ -155,9 +193,24 @@ def main(folder: Path) -> None:
     # transformers' own: an empty card where there is none, and the one that is there.
     models["stock"].push_to_hub("me/bare")
     models["stock"].push_to_hub("me/stock")
+    # A folder that was saved before, with its card; and a picture.
+    models["supernet"].save_pretrained(folder / "kept")
+    TOKENIZER.save_pretrained(folder / "kept")
+    write_model_card(models["supernet"], folder / "kept", metrics={"perplexity": 5.5})
+    (folder / "kept" / "checkpoint-3").mkdir()
+    (folder / "kept" / "checkpoint-3" / "model.safetensors").touch()
+    push_folder_to_hub(folder / "kept", "me/kept", revision="trial")
+    expected["kept"] = expected["supernet"]
+    push_to_hub(models["stock"], "me/pictured", figure=folder / "kept" / FIGURE_NAME)
     train_and_publish(folder)
-    answers = publish_other_heads()
-    torch.save({"batch": batch, "commits": commits, "expected": expected, "answers": answers}, folder / "published.pt")
+    published = {
+        "batch": batch,
+        "commits": commits,
+        "expected": expected,
+        "answers": publish_other_heads(),
+        "refusals": refuse_wrong_code(small),
+    }
+    torch.save(published, folder / "published.pt")
 
 
 if __name__ == "__main__":

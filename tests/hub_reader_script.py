@@ -11,7 +11,7 @@ import remote_code_script  # refuses the project's packages  # noqa: F401
 import torch
 import transformers
 from hub_answers import OTHER_HEADS, answer
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, hf_hub_download
 from transformers import (
     AutoConfig,
     AutoModelForMaskedLM,
@@ -81,6 +81,11 @@ def main(published: str, answers: str) -> None:
             found[name]["pipeline"] = answer(head, f"me/{name}", trust_remote_code=True)
     # A commit behind the branch that it was made on, and another branch.
     open_model("subnet", "halves", revision="halves")
+    for name, revision in (("subnet", "halves"), ("kept", "trial")):
+        card = ModelCard.load(hf_hub_download(f"me/{name}", "README.md", revision=revision))
+        names = {}
+        exec(card.text.split("```python\n")[1].split("```")[0], names)
+        found[f"card of {revision}"] = {"logits": names["model"](**given["batch"]).logits}
     open_model("moved", "pinned", revision=given["commits"]["pinned"])
     # A subnet that the search named, out of the supernet.
     supernet = AutoModelForMaskedLM.from_pretrained("me/supernet", trust_remote_code=True)

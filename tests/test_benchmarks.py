@@ -67,7 +67,7 @@ def assert_spread(found: dict[str, float]) -> None:
     assert 0 < found["lowest"] <= found["median"] <= found["highest"]
 
 
-def test_supernets(run, tmp_path, capsys):
+def test_supernets(run, load_example, tmp_path, capsys):
     path = tmp_path / "mos.json"
     results = run("benchmark_mos", output_file=str(path))
     assert json.loads(path.read_text()) == json.loads(capsys.readouterr().out) == results
@@ -84,6 +84,12 @@ def test_supernets(run, tmp_path, capsys):
         assert list(found["seconds"]) == ["subnet", "supernet", "unmerged", "extraction"]
         for name in ("time_over_supernet", "time_over_unmerged", "extraction_over_forward"):
             assert_spread(found[name])
+    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    steps, subnets = load_example("benchmarks/benchmark_mos.py").over_sizes(results).values()
+    assert list(steps) == ["routing none", "routing layer", "routing neuron"] and list(steps["routing none"]) == [2]
+    median, lowest, highest = subnets["over the supernet"][1]
+    assert 0 < lowest <= median <= highest
+    assert median == 1 / results["inference"]["1"]["time_over_supernet"]["median"]
 
 
 def test_all_routings_take_the_same_steps(load_example, monkeypatch):

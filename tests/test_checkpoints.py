@@ -5,6 +5,7 @@
 import errno
 import hashlib
 import json
+import multiprocessing
 import os
 import resource
 import shutil
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file
 from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer_utils import get_last_checkpoint
@@ -20,7 +23,7 @@ from transformers.trainer_utils import get_last_checkpoint
 import modeling_mos.folder_lock
 from modeling_mos import MosSubnetForMaskedLM
 from modeling_mos.folder_lock import hold_folder
-from trainers import MaskedLMTrainer
+from trainers import MaskedLMTrainer, publishing
 from trainers.checkpoints import CHECKSUMS_NAME, STAGING_FOLDER, check_files
 from training_utils import (
     folders,
@@ -169,6 +172,7 @@ def test_a_checkpoint_is_published_when_it_is_whole(tiny_tokenizer, tmp_path, mo
         published.append((folder, fingerprint(folder).keys(), {file.name for file in tmp_path.glob("*.py")}))
 
     monkeypatch.setattr(Trainer, "_push_from_checkpoint", push)
+    monkeypatch.setattr(publishing, "_fetch_written_card", lambda *args: None)
     # As DeepSpeed does; it is no code of the model.
     monkeypatch.setattr(MaskedLMTrainer, "_save_run_state", write_script)
     trainer = MaskedLMTrainer(
@@ -181,6 +185,30 @@ def test_a_checkpoint_is_published_when_it_is_whole(tiny_tokenizer, tmp_path, mo
         assert files >= FILES
         assert code == {"architecture.py", "configuration_mos_subnet.py", "modeling_mos_subnet.py"}
     assert STAGING_FOLDER.startswith("_")  # which Trainer leaves out of what it uploads
+
+
+@pytest.mark.parametrize("strategy, published", [("every_save", 0), ("end", 3)])
+def test_a_training_outlives_a_hub_that_does_not_answer(
+    tiny_tokenizer, tmp_path, monkeypatch, caplog, strategy, published
+):
+    """Whether somebody edited the card is not known then: nothing is published over it."""
+
+    def fail(*args, **kwargs):
+        raise LocalEntryNotFoundError("An error happened while trying to locate the file on the Hub")
+
+    pushed = []
+    monkeypatch.setattr(Trainer, "_push_from_checkpoint", lambda self, folder: pushed.append(folder))
+    monkeypatch.setattr(HfApi, "hf_hub_download", fail)
+    trainer = MaskedLMTrainer(
+        make_subnet(tiny_tokenizer),
+        make_arguments(tmp_path, **SAVING, hub_strategy=strategy),
+        train_dataset=make_masked(tiny_tokenizer),
+    )
+    trainer.args.push_to_hub = True
+    trainer.hub_model_id = "me/trained"
+    trainer.train()
+    assert folders(tmp_path) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"] and len(pushed) == published
+    assert ("is not published: the card on the Hub cannot be read" in caplog.text) == (strategy == "every_save")
 
 
 # ---- failures in the middle -----------------------------------------------------------------------------------------
@@ -338,6 +366,21 @@ def test_what_a_kill_left_behind_is_no_checkpoint_and_is_cleared(tiny_tokenizer,
     assert get_last_checkpoint(tmp_path) is None
     train(tiny_tokenizer, tmp_path, max_steps=2)
     assert folders(tmp_path) == ["checkpoint-2"]
+
+
+def test_a_worker_that_lives_on_holds_no_folder(tmp_path):
+    """Data loaders fork workers while the folder is held, and persistent ones outlive the training."""
+    context = multiprocessing.get_context("fork")
+    leave = context.Event()
+    with hold_folder(tmp_path, "training"):
+        worker = context.Process(target=leave.wait, daemon=True)
+        worker.start()
+    try:
+        with hold_folder(tmp_path, "training"):
+            pass
+    finally:
+        leave.set()
+        worker.join()
 
 
 def test_one_process_trains_into_a_folder(tiny_tokenizer, tmp_path, monkeypatch):

@@ -114,7 +114,7 @@ def test_the_code_of_a_classifier_of_pairs(kind, tmp_path, monkeypatch):
 
 def test_a_card_that_is_not_published_says_so(tmp_path):
     model = make_model("stock")
-    sentence = "once it is published, the name on the Hub"
+    sentence = "The name is that of the folder."
     assert sentence in make_card(model, tmp_path / "here").text
     assert sentence not in make_card(model, tmp_path / "there", repo_id="me/stock").text
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from hub_answers import OTHER_HEADS
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard
+from huggingface_hub.errors import LocalEntryNotFoundError
 from test_hub import TRAVELLERS
 
 from hub_server import TOKEN, HubServer
@@ -26,8 +27,8 @@ from testing_utils import (
     table_of,
     tiny_backbone,
 )
-from trainers import push_to_hub
-from trainers.model_cards import FIGURE_NAME, MARKER
+from trainers import publishing, push_folder_to_hub, push_to_hub
+from trainers.model_cards import FIGURE_NAME, MARKER, UNPUBLISHED
 
 
 TESTS = Path(__file__).resolve().parent
@@ -92,7 +93,7 @@ def test_files_on_the_hub(hub, kind):
     server, _ = hub
     files = MODEL_FILES | TOKENIZER_FILES | CARD_FILES | TRAVELLERS.get(kind, set())
     if kind == "small":
-        files |= {"handler.py"}  # somebody's own
+        files |= {"handler.py", "search.py", "model_onnx/model.safetensors"}  # somebody's own
     assert set(server.files(f"me/{kind}")) == files
 
 
@@ -118,7 +119,65 @@ def test_a_card_that_somebody_wrote_is_left_alone(hub):
 
 
 def test_a_card_that_was_edited_on_the_web_is_left_alone(hub):
-    assert hub[0].files("me/edited")["README.md"] == b"# Edited\n"
+    commits = [
+        files["README.md"] for files in hub[0].repositories["me/edited"].commits.values() if "README.md" in files
+    ]
+    made, edited = commits[:1], commits[1:]
+    assert MARKER.encode() in made[0]
+    # What changes nothing makes no commit: the first edit; the second, checkpoints of a training, a push by hand.
+    assert edited[0] == b"# Edited\n" and edited[1:] == [b"# Edited again\n"] * (len(edited) - 1)
+    assert len(edited) >= 4
+
+
+def test_cards_of_branches(hub):
+    server, _ = hub
+    assert server.files("me/branched", "draft")["README.md"] == b"# Draft\n"
+    assert "revision=" not in code_of(card_on(server, "me/branched"))
+    for name, branch in (("branched", "other"), ("subnet", "halves"), ("kept", "trial")):
+        code = code_of(ModelCard(server.files(f"me/{name}", branch)["README.md"].decode()))
+        assert code.count(f'from_pretrained("me/{name}", revision="{branch}", trust_remote_code=True)') == 2
+    assert server.files("me/branched", "other") != server.files("me/branched", "draft")
+
+
+def test_a_folder_that_was_saved_before(hub):
+    server, _ = hub
+    files = server.files("me/kept", "trial")
+    assert set(files) == MODEL_FILES | TOKENIZER_FILES | CARD_FILES | TRAVELLERS["supernet"]
+    card = ModelCard(files["README.md"].decode())
+    assert {row["metric"]: row["value"] for row in table_of(card, "metric")} == {"perplexity": "5.5000"}
+    assert UNPUBLISHED not in card.text and "me/kept" in code_of(card) and '"kept"' not in code_of(card)
+    with pytest.raises(ValueError, match="no model in '.*tests', which has no config.json; give the folder of one"):
+        push_folder_to_hub(TESTS, "me/nothing")
+
+
+def test_a_picture_of_ones_own(hub):
+    files = hub[0].files("me/pictured")
+    assert set(files) == MODEL_FILES | CARD_FILES and b"What each amount of compute buys" in files["README.md"]
+    with pytest.raises(ValueError, match=r"no picture 'curve.png'; leave `figure` out"):
+        push_to_hub(tiny_backbone(), "me/nothing", figure="curve.png")
+
+
+def test_a_hub_that_does_not_answer_is_no_hub_without_a_card(monkeypatch, tmp_path):
+    def fail(*args, **kwargs):
+        raise LocalEntryNotFoundError("An error happened while trying to locate the file on the Hub")
+
+    monkeypatch.setattr(HfApi, "hf_hub_download", fail)
+    with pytest.raises(LocalEntryNotFoundError):
+        publishing._fetch_written_card(HfApi(), "me/edited", None, tmp_path)
+
+
+def test_of_two_written_cards_none_is_lost(monkeypatch, tmp_path, caplog):
+    there, here = tmp_path / "there", tmp_path / "here"
+    there.mkdir(), here.mkdir()
+    (there / "README.md").write_text("# On the Hub\n")
+    monkeypatch.setattr(HfApi, "hf_hub_download", lambda *args, **kwargs: there / "README.md")
+    for card, kept in ((MARKER, []), ("# On the Hub\n", []), ("# Here\n", [publishing.LOCAL_CARD_NAME])):
+        (here / "README.md").write_text(card)
+        publishing._fetch_written_card(HfApi(), "me/both", None, here)
+        assert (here / "README.md").read_text() == "# On the Hub\n"
+        assert sorted(file.name for file in here.iterdir()) == sorted(["README.md", *kept])
+    assert (here / publishing.LOCAL_CARD_NAME).read_text() == "# Here\n"
+    assert f"that of the Hub is kept, and yours is {publishing.LOCAL_CARD_NAME} now" in caplog.text
 
 
 def test_the_method_of_transformers(hub):
@@ -204,6 +263,22 @@ def test_other_heads_say_the_same(hub, readers, kind, head, way):
 def test_code_of_another_repository_is_pinned(hub, readers, way):
     assert b"later code" in hub[0].files("me/code")["modeling_mos_subnet.py"]
     assert_close(readers[way]["pointing"]["logits"], hub[1]["expected"]["small"]["logits"])
+
+
+@pytest.mark.parametrize("way", ["online", "offline"])
+def test_the_code_of_a_branchs_card_opens_the_branch(hub, readers, way):
+    expected = hub[1]["expected"]
+    assert_close(readers[way]["card of halves"]["logits"], expected["halves"]["logits"])
+    assert_close(readers[way]["card of trial"]["logits"], expected["kept"]["logits"])
+
+
+def test_code_that_is_not_there(hub):
+    refusals = hub[1]["refusals"]
+    assert "me/refused" not in hub[0].repositories
+    assert "Repository Not Found" in refusals["me/nobody"]
+    assert "'me/sharcs' has no architecture.py, configuration_mos_subnet.py, modeling_mos_su" in refusals["me/sharcs"]
+    assert "code_repo_id='me/supernet' is where the model goes; leave it out" in refusals["me/supernet"]
+    assert set(hub[0].files("me/supernet")) >= TRAVELLERS["supernet"]
 
 
 def test_only_code_is_looked_for_elsewhere():

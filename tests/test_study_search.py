@@ -44,6 +44,7 @@ def test_a_table_is_packed_and_studied(study, everything, tmp_path):
     flags = {"table": table, "seeds": 3, "num_rounds": 4, "limits": 0.5, "output": tmp_path / "out.json"}
     results = study.main(to_flags({**flags, "first_slice": 16, "show_progress": False}))
     assert read_json(tmp_path / "out.json") == results
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
     (found,) = results["limits"]
     assert found["max_parameters"] in (middle(), middle() + 1)
     inside = [x for x in supernet().search_space if supernet().count_parameters(x) <= found["max_parameters"]]

@@ -5,7 +5,8 @@
 from .arguments import DistillationTrainingArguments, SharcsTrainingArguments, SupernetTrainingArguments
 from .distillation import DistillationTrainer
 from .masked_lm import MaskedLanguageModelingDataset, MaskedLMTrainer, SetEpochCallback
-from .model_cards import push_to_hub, write_model_card
+from .model_cards import write_model_card
+from .publishing import push_folder_to_hub, push_to_hub
 from .sharcs import SharcsTrainer
 from .supernet import SupernetTrainer
 from .width_predictions import WidthPredictions, save_curve
@@ -22,6 +23,7 @@ __all__ = [
     "SupernetTrainer",
     "SupernetTrainingArguments",
     "WidthPredictions",
+    "push_folder_to_hub",
     "push_to_hub",
     "save_curve",
     "write_model_card",

@@ -117,8 +117,9 @@ class StagedCheckpointMixin:
         """Writes what else a run needs to continue into the checkpoint; all processes call it together."""
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if self._staging:
-            return  # It is published once it is whole, in the background.
+        """Nothing: Trainer calls it before the checkpoint is whole, which uploads run beside."""
+
+    def _publish_checkpoint(self, checkpoint_folder: str) -> None:
         if self.is_world_process_zero():
             # Of the checkpoint Trainer takes weights and configuration, which need their code; DeepSpeed's scripts
             # (zero_to_fp32.py), which convert what is not taken, stay behind.
@@ -143,7 +144,7 @@ class StagedCheckpointMixin:
                 "`output_dir`."
             ) from error
         if self.args.push_to_hub:
-            self._push_from_checkpoint(final)
+            self._publish_checkpoint(final)
         if self.args.should_save:
             rotate_checkpoints(
                 output_dir=run_dir,

@@ -12,9 +12,9 @@ from .checkpoints import StagedCheckpointMixin
 from .components import LossComponentsMixin
 from .evaluation import OrderedEvaluationMixin
 from .losses import attention_loss, hidden_state_loss, row_distillation_losses, row_losses
-from .model_cards import ModelCardMixin
 from .passes import check_precision, gather_parameters
 from .problems import find_problem
+from .publishing import PublishingMixin
 from .teachers import check_attentions, check_teacher, prepare_teacher
 
 
@@ -25,7 +25,9 @@ logger = logging.get_logger(__name__)
 MAPS_NAME = "distillation_maps"
 
 
-class DistillationTrainer(ModelCardMixin, LossComponentsMixin, OrderedEvaluationMixin, StagedCheckpointMixin, Trainer):
+class DistillationTrainer(
+    PublishingMixin, LossComponentsMixin, OrderedEvaluationMixin, StagedCheckpointMixin, Trainer
+):
     """
     Fine-tunes a model with a head for sequence classification (also regression and multi-label), token classification
     or question answering; with a teacher, its loss is the weighted sum of

@@ -16,8 +16,8 @@ from modeling_mos.modeling_mos_subnet import MosLMHead
 
 from .checkpoints import StagedCheckpointMixin
 from .evaluation import OrderedEvaluationMixin
-from .model_cards import ModelCardMixin
 from .passes import check_precision
+from .publishing import PublishingMixin
 
 
 class MaskedLanguageModelingDataset(Dataset):
@@ -130,7 +130,7 @@ class SetEpochCallback(TrainerCallback):
         self.dataset.set_mask_epoch(int(state.epoch or 0))
 
 
-class MaskedLMTrainer(ModelCardMixin, OrderedEvaluationMixin, StagedCheckpointMixin, Trainer):
+class MaskedLMTrainer(PublishingMixin, OrderedEvaluationMixin, StagedCheckpointMixin, Trainer):
     """
     A `Trainer` for a [`MaskedLanguageModelingDataset`]: its own padding, new masks every epoch, and evaluations whose
     loss and perplexity are weighted by predicted tokens on masks that never change. Trains any masked language model;

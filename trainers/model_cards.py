@@ -1,43 +1,31 @@
 # Copyright 2026 The elastic-encoders authors.
 # Licensed under the Apache License, Version 2.0: http://www.apache.org/licenses/LICENSE-2.0
-"""Model cards made of what a model says of itself, and models published with them."""
+"""Model cards made of what a model says of itself."""
 
 import copy
 import itertools
-import json
 import math
 import numbers
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import CommitInfo, EvalResult, HfApi, ModelCard, ModelCardData
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    HFValidationError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.modelcard import (
     TASK_TAG_TO_NAME_MAPPING,
     TrainingSummary,
-    extract_hyperparameters_from_trainer,
     make_markdown_table,
 )
 from transformers.utils import is_matplotlib_available, logging
-
-import modeling_mos
-import modeling_sharcs
 
 from .width_predictions import save_figure
 
@@ -50,6 +38,10 @@ TEMPLATE = Path(__file__).with_name("model_card_template.md")
 MARKER = (
     "<!-- Made by elastic-encoders, and made anew whenever the model is published. Delete this comment if you edit "
     "the card: it is left alone then. -->"
+)
+UNPUBLISHED = (
+    "The name is that of the folder. `trainers.push_folder_to_hub` publishes it with the name on the Hub instead; if "
+    "you upload it in another way, write that name here."
 )
 PAPERS = {
     "mos": "[Mixture-of-Supernets: Improving Weight-Sharing Supernet Training with Architecture-Routed "
@@ -327,6 +319,7 @@ def usage_code(
     tokenizer: str | None,
     more: Sequence[str] = (),
     text_pair: bool = False,
+    revision: str | None = None,
     code_revision: str | None = None,
 ) -> str:
     """
@@ -338,11 +331,14 @@ def usage_code(
         tokenizer (`str`, *optional*): Where its tokenizer is found. Without one the code only opens the model.
         more (`Sequence[str]`): Lines that follow.
         text_pair (`bool`): Whether what is classified are pairs of texts.
+        revision (`str`, *optional*): The branch on which both are found, if not the main one.
         code_revision (`str`, *optional*): The commit of another repository whose code is run.
     """
     task = _task(model)
     auto_class = next((f"AutoModelFor{head}" for head, tag in _TASKS.items() if tag == task), "AutoModel")
-    trust = ", trust_remote_code=True" if _has_custom_code(model) else ""
+    trust = ", trust_remote_code=True" if has_custom_code(model) else ""
+    if revision is not None:
+        trust = f', revision="{revision}"{trust}'
     if code_revision is not None:
         trust += f', code_revision="{code_revision}"'
     imports = [auto_class]
@@ -376,7 +372,8 @@ def usage_code(
     return "\n".join([f"from transformers import {', '.join(imports)}", "", *lines])
 
 
-def _has_custom_code(model: PreTrainedModel) -> bool:
+def has_custom_code(model: PreTrainedModel) -> bool:
+    """Whether a model's class is ours, which Transformers alone opens with `trust_remote_code`."""
     return bool(getattr(model.config, "auto_map", None))
 
 
@@ -454,6 +451,7 @@ def write_model_card(
     figure: str | None = None,
     sequence_length: int = 128,
     text_pair: bool = False,
+    revision: str | None = None,
     code_repo_id: str | None = None,
     code_revision: str | None = None,
 ) -> Path:
@@ -484,6 +482,7 @@ def write_model_card(
             A picture in the folder to show instead of the architecture's, such as one of [`save_curve`].
         sequence_length (`int`, *optional*, defaults to 128): Tokens for which FLOPs are counted.
         text_pair (`bool`, *optional*, defaults to `False`): Whether a classifier was trained on pairs of texts.
+        revision (`str`, *optional*): The branch of `repo_id` that it is published on, if not the main one.
         code_repo_id, code_revision (`str`, *optional*): Another repository that has the code, and its commit to run.
 
     Returns:
@@ -518,7 +517,7 @@ def write_model_card(
         figure = FIGURE_NAME
     metrics = clean_metrics(metrics or {})
     indexed = index_metrics(metrics)
-    datasets = _as_list(datasets) or None
+    datasets = as_list(datasets) or None
     dataset_name = dataset_name or (datasets[0] if datasets else None)
     results = [
         EvalResult(_task(model), datasets[0], dataset_name, name, value, dataset_config=dataset_config)
@@ -537,6 +536,7 @@ def write_model_card(
         eval_results=results or None,
     )
     name = repo_id or folder.resolve().name
+    revision = None if repo_id is None else revision
     has_tokenizer = (folder / "tokenizer_config.json").is_file()
     card = ModelCard.from_template(
         data,
@@ -547,10 +547,10 @@ def write_model_card(
         figure=figure,
         caption=caption,
         usage=usage_code(
-            model, name, name if has_tokenizer else base_model, description.usage, text_pair, code_revision
+            model, name, name if has_tokenizer else base_model, description.usage, text_pair, revision, code_revision
         ),
-        published=repo_id is not None,
-        custom_code=_has_custom_code(model),
+        note=UNPUBLISHED if repo_id is None else None,
+        custom_code=has_custom_code(model),
         code_repo_id=code_repo_id,
         code_revision=code_revision,
         package="modeling_sharcs" if method == "sharcs" else "modeling_mos",
@@ -571,187 +571,24 @@ def write_model_card(
     return path
 
 
+def retarget_card(text: str, repo_id: str, revision: str | None = None) -> str:
+    """The text of a card that [`write_model_card`] made, with code that opens another repository, or branch of it."""
+    found = re.search(r'model = \w+\.from_pretrained\("([^"]*)"', text)
+    if found is None:
+        return text
+    branch = f', revision="{revision}"' if revision is not None else ""
+    opened = re.escape(f'from_pretrained("{found[1]}"') + r'(, revision="[^"]*")?'
+    text = re.sub(opened, lambda _: f'from_pretrained("{repo_id}"{branch}', text)
+    return text.replace(f"{UNPUBLISHED}\n\n", "")
+
+
 def _rounded(value: Any) -> str:
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
-def _as_list(value: str | Sequence[str] | None) -> list[str]:
+def as_list(value: str | Sequence[str] | None) -> list[str]:
+    """One name, several or none, as a list."""
     return [value] if isinstance(value, str) else list(value or [])
 
 
-def push_to_hub(
-    model: PreTrainedModel,
-    repo_id: str,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    *,
-    commit_message: str = "Upload model",
-    private: bool | None = None,
-    token: bool | str | None = None,
-    revision: str | None = None,
-    code_repo_id: str | None = None,
-    **card,
-) -> CommitInfo:
-    """
-    Publishes a model with its tokenizer and a card. (`model.push_to_hub` uploads the model with an empty card.)
-
-    A `README.md` on the Hub that somebody wrote is left as it is. Weights and code of a model that was there before
-    are replaced, and deleted where this one has none of the name.
-
-    Args:
-        model (`PreTrainedModel`): The model.
-        repo_id (`str`): Where to, such as `"me/mos-bert-60m"`; made if it does not exist.
-        tokenizer (`PreTrainedTokenizerBase`, *optional*): Its tokenizer.
-        commit_message (`str`, *optional*, defaults to `"Upload model"`): Of the one commit.
-        private (`bool`, *optional*): Whether a new repository is private.
-        token (`bool` or `str`, *optional*): The token, if not the stored one.
-        revision (`str`, *optional*): A branch to commit to, made if it does not exist.
-        code_repo_id (`str`, *optional*): A repository with the model's code, such as that of a subnet's supernet, to
-            which the model then points instead of carrying code of its own.
-        card: Arguments of [`write_model_card`].
-
-    Returns:
-        `CommitInfo`: of the commit.
-
-    Raises:
-        ValueError: if `code_repo_id` is given for a model that needs no code.
-    """
-    if code_repo_id is not None and not _has_custom_code(model):
-        raise ValueError(
-            f"{type(model).__name__} is a class of Transformers and needs no code; leave "
-            f"code_repo_id={code_repo_id!r} out."
-        )
-    api = HfApi(token=token)
-    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    if revision is not None:
-        api.create_branch(repo_id, branch=revision, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        _fetch_written_card(api, repo_id, revision, folder)
-        model.save_pretrained(folder)
-        if code_repo_id is not None:
-            _point_to_code(Path(folder), code_repo_id)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
-        if code_repo_id is not None:  # What is published now was seen to run with the code of now.
-            card |= {"code_repo_id": code_repo_id, "code_revision": api.model_info(code_repo_id).sha}
-        write_model_card(model, folder, repo_id=repo_id, **card)
-        return api.upload_folder(
-            repo_id=repo_id,
-            folder_path=folder,
-            commit_message=commit_message,
-            revision=revision,
-            delete_patterns=_files_of_models(),
-        )
-
-
-def _files_of_models() -> list[str]:
-    """What another model may have left in a repository: weights, and our code; of what lies there nothing else."""
-    folders = [Path(package.__file__).parent for package in (modeling_mos, modeling_sharcs)]
-    code = {file.name for folder in folders for file in folder.glob("*.py")} - {"__init__.py"}
-    return [*sorted(code), "model*.safetensors", "model.safetensors.index.json"]
-
-
-def _fetch_written_card(api: HfApi, repo_id: str, revision: str | None, folder: str | os.PathLike) -> None:
-    """Brings the card that is on the Hub into a folder, if somebody wrote it, for it to be left as it is."""
-    with tempfile.TemporaryDirectory() as temporary:
-        try:
-            path = Path(api.hf_hub_download(repo_id, CARD_NAME, revision=revision, local_dir=temporary))
-        except (EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError):
-            return
-        if MARKER not in path.read_text(encoding="utf-8"):
-            shutil.copy(path, Path(folder) / CARD_NAME)
-
-
-def _point_to_code(folder: Path, repo_id: str) -> None:
-    """Takes the code out of a saved folder, whose configuration then names the repository to find it in."""
-    path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config["auto_map"] = {
-        auto_class: f"{repo_id}--{reference.rpartition('--')[2]}"
-        for auto_class, reference in config["auto_map"].items()
-    }
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    for file in folder.glob("*.py"):
-        file.unlink()
-
-
-class ModelCardMixin:
-    """
-    Mixin for a `Trainer`: `create_model_card`, and with it `push_to_hub`, write a card as [`write_model_card`] does,
-    with the trainer's arguments and its last evaluation.
-    """
-
-    def create_model_card(
-        self,
-        language: str | None = None,
-        license: str | None = None,
-        tags: str | list[str] | None = None,
-        model_name: str | None = None,
-        finetuned_from: str | None = None,
-        tasks: str | list[str] | None = None,
-        dataset_tags: str | list[str] | None = None,
-        dataset: str | list[str] | None = None,
-        dataset_args: str | list[str] | None = None,
-        metrics: dict[str, Any] | None = None,
-        training: dict[str, Any] | None = None,
-        **card,
-    ) -> None:
-        """
-        Writes the card of the model that was saved to `args.output_dir`.
-
-        Args:
-            language, license, tags, model_name, finetuned_from, dataset_tags, dataset, dataset_args:
-                As for [`~transformers.Trainer`].
-            tasks: Taken for the sake of scripts; the model's head says what its task is.
-            metrics (`dict`, *optional*): Instead of those of the last evaluation.
-            training (`dict`, *optional*): More to say about the training.
-            card: More arguments of [`write_model_card`].
-        """
-        if not self.is_world_process_zero():
-            return
-        if self.args.push_to_hub:
-            api = HfApi(token=self.args.hub_token)
-            _fetch_written_card(api, self.hub_model_id, self.args.hub_revision, self.args.output_dir)
-        logged = (entry for entry in reversed(self.state.log_history) if any(map(_is_evaluated, entry)))
-        write_model_card(
-            self.accelerator.unwrap_model(self.model),
-            self.args.output_dir,
-            repo_id=self.hub_model_id,
-            model_name=model_name,
-            base_model=finetuned_from,
-            license=license,
-            language=language,
-            tags=[*_as_list(tags), "generated_from_trainer"],
-            datasets=_as_list(dataset_tags),
-            dataset_name=next(iter(_as_list(dataset)), None),
-            dataset_config=next(iter(_as_list(dataset_args)), None),
-            metrics=next(logged, None) if metrics is None else metrics,
-            training={**self._training_facts(), **(training or {})},
-            **card,
-        )
-
-    def _training_facts(self) -> dict[str, Any]:
-        if self.train_dataset is None:
-            return {}
-        teacher, args = getattr(self, "teacher", None), self.args
-        facts = {"trainer": type(self).__name__, **extract_hyperparameters_from_trainer(self)}
-        if "optimizer" in facts:  # which names it as Python names the member of an enumeration
-            plain = getattr(args.optim, "value", args.optim)
-            facts["optimizer"] = facts["optimizer"].replace(f"Use {args.optim} ", f"{plain} ")
-        if hasattr(self.train_dataset, "__len__"):
-            facts["samples"] = f"{len(self.train_dataset):,}"
-        if teacher is not None:
-            teacher = self.accelerator.unwrap_model(teacher)
-            name = hub_name(teacher.name_or_path) or type(teacher).__name__  # a folder's says nothing to others
-            facts["teacher"] = f"{name} ({teacher.num_parameters():,} parameters)"
-        if teacher is not None or self.model.config.model_type in ("mos", "sharcs"):
-            # What our arguments add; of an ordinary model without a teacher nothing depends on them.
-            usual = {field.name for field in fields(TrainingArguments)}
-            facts |= {field.name: getattr(args, field.name) for field in fields(args) if field.name not in usual}
-        return facts
-
-
-def _is_evaluated(name: str) -> bool:
-    return name.startswith("eval_")
-
-
-__all__ = ["ModelCardMixin", "push_to_hub", "write_model_card"]
+__all__ = ["retarget_card", "write_model_card"]

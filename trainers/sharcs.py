@@ -38,9 +38,9 @@ from .hardness import (
     sample_entropy,
 )
 from .losses import row_distillation_losses, row_hidden_state_losses, row_losses
-from .model_cards import ModelCardMixin
 from .passes import check_precision, gather_parameters, run_backward_passes
 from .problems import find_problem, label_of
+from .publishing import PublishingMixin
 from .samplers import RoutedBatchSampler, RoutedCollator, RoutedDataset, choose_bucket, plan_epoch
 from .teachers import check_teacher, prepare_teacher
 from .width_predictions import WidthPredictions, agreement, take_rows
@@ -51,7 +51,7 @@ logger = logging.get_logger(__name__)
 HARDNESS_NAME = "hardness.safetensors"
 
 
-class SharcsTrainer(ModelCardMixin, LossComponentsMixin, OrderedEvaluationMixin, StagedCheckpointMixin, Trainer):
+class SharcsTrainer(PublishingMixin, LossComponentsMixin, OrderedEvaluationMixin, StagedCheckpointMixin, Trainer):
     """
     Trains a SHARCS model (any `Sharcs…For…` with more than one width; https://huggingface.co/papers/2310.12126).
 

@@ -27,7 +27,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from tqdm.auto import tqdm
 from transformers import AutoConfig
-from transformers.utils import logging
+from transformers.utils import is_matplotlib_available, logging
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -40,6 +40,7 @@ from example_utils import (  # noqa: E402
 )
 from modeling_mos import Architecture, EvolutionarySearch, MosConfig, MosForMaskedLM, SearchConstraints  # noqa: E402
 from modeling_mos.search import read_results  # noqa: E402
+from trainers.width_predictions import save_figure  # noqa: E402
 
 
 logger = logging.get_logger("study_search")
@@ -215,6 +216,25 @@ def study_limit(
     return summary
 
 
+def plot(limits: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draws what either way of searching loses and takes, over the limits."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    sizes = [found["max_parameters"] for found in limits]
+    for axes, (key, label) in zip(
+        figure.subplots(1, 2),
+        {"mean_regret": "mean loss behind the best", "mean_sequences": "mean sequences"}.items(),
+        strict=True,
+    ):
+        for way in ("racing", "published"):
+            axes.plot(sizes, [found[way][key] for found in limits], marker="o", label=way)
+        axes.set(xlabel="limit on parameters", ylabel=label, ylim=(0, None))
+        axes.grid(alpha=0.3)
+        axes.legend(loc="best")
+    save_figure(figure, path)
+
+
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any] | None:
     (arguments,) = parse_arguments(StudyArguments, arguments, description=__doc__.split("\n")[1])
     show_progress_messages(logger)
@@ -232,6 +252,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any] | None:
     text = json.dumps(results, indent=2) + "\n"
     if arguments.output is not None:
         write_text_atomically(arguments.output, text)
+        if is_matplotlib_available():
+            plot(results["limits"], Path(arguments.output).with_suffix(".png"))
     sys.stdout.write(text)
     return results
 

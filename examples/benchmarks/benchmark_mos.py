@@ -42,6 +42,7 @@ from benchmark_utils import (  # noqa: E402
     make_masked_batch,
     make_step,
     make_trainer,
+    plot_speedups,
     report,
     spread,
     time_in_turns,
@@ -118,6 +119,28 @@ def count_plain_step(sizes: ModelSizes, shape: tuple[int, int]) -> int:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(input_ids=ids)
     return FORWARD_PASSES_A_STEP * counter.get_total_flops()
+
+
+def over_sizes(results: dict[str, Any]) -> dict[str, dict[str, dict[int, tuple[float, float, float]]]]:
+    """What `plot_speedups` draws: training steps and subnets, over sequences a batch."""
+    panels: dict[str, dict[str, dict[int, tuple[float, float, float]]]] = {}
+    for shape, found in results.get("training", {}).items():
+        sequences, tokens = parse_shape(shape)
+        curves = panels.setdefault(f"Useful FLOP/s of steps over plain BERT's\n{tokens} tokens a sequence", {})
+        for routing, measured in found.items():
+            if "flop_rate_over_plain" in measured:
+                rate = measured["flop_rate_over_plain"]
+                points = curves.setdefault(f"routing {routing}", {})
+                points[sequences] = (rate["median"], rate["lowest"], rate["highest"])
+    others = {"the supernet": "time_over_supernet", "unmerged bottlenecks": "time_over_unmerged"}
+    for size, found in results.get("inference", {}).items():
+        curves = panels.setdefault("Extracted subnets", {})
+        for other, key in others.items():
+            time = found[key]
+            curves.setdefault(f"over {other}", {})[int(size)] = tuple(
+                1 / time[name] for name in ("median", "highest", "lowest")
+            )
+    return panels
 
 
 # ---- parts ----------------------------------------------------------------------------------------------------------
@@ -248,6 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             results["inference"][str(batch_size)] = benchmark_inference(
                 supernet.base_model.eval(), architecture, (batch_size, options.sequence_length), timing
             )
+    plot_speedups(over_sizes(results), timing.output_file)
     report(results, timing.output_file)
     return results
 

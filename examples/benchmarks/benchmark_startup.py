@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm.auto import tqdm
 from transformers import BertModel
 from transformers.utils import logging
 
@@ -58,7 +59,7 @@ def time_process(before: str, measured: str, clock: str) -> float:
 def time_processes(contestants: Mapping[str, tuple[str, str]], timing: Timing) -> dict[str, list[float]]:
     """Seconds of each round; all take turns."""
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for position in range(timing.warmup_rounds + timing.rounds):
+    for position in tqdm(range(timing.warmup_rounds + timing.rounds), desc="Rounds", leave=False, disable=None):
         for name, (before, measured) in contestants.items():
             taken = time_process(before, measured, timing.clock)
             if position >= timing.warmup_rounds:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import transformers
+from tqdm.auto import tqdm
 from transformers import BertConfig, PreTrainedModel, Trainer, TrainingArguments
 from transformers.utils import is_matplotlib_available
 
@@ -126,7 +127,7 @@ def time_in_turns(
 ) -> dict[str, list[list[float]]]:
     """Seconds of every call with every item, such as a batch: for each contestant, one list a round."""
     times: dict[str, list[list[float]]] = {name: [] for name in contestants}
-    for position in range(timing.warmup_rounds + timing.rounds):
+    for position in tqdm(range(timing.warmup_rounds + timing.rounds), desc="Rounds", leave=False, disable=None):
         for name, run in contestants.items():
             calls = []
             for item in items:
@@ -230,7 +231,8 @@ def plot_speedups(
     panels: Mapping[str, Mapping[str, Mapping[int, tuple[float, float, float]]]], output_file: str | None
 ) -> None:
     """
-    Draws speed-ups over batch sizes beside the results' file, where there is one and matplotlib is installed.
+    Draws how many times as fast something is, over batch sizes, beside the results' file, where there is one and
+    matplotlib is installed.
 
     Args:
         panels (mapping): By title and contestant, for each batch size the median, the lowest and the highest round.

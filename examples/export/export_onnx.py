@@ -72,6 +72,7 @@ from glue_utils import (  # noqa: E402
     make_collator,
     preprocess,
 )
+from modeling_mos.conversion import BACKBONE_MODEL_TYPES as STOCK_SUBNETS  # noqa: E402
 from modeling_sharcs import SharcsPreTrainedModel  # noqa: E402
 from modeling_sharcs.modeling_sharcs import SlicedLinear  # noqa: E402
 from sharcs_utils import longest_input  # noqa: E402
@@ -79,7 +80,6 @@ from sharcs_utils import longest_input  # noqa: E402
 
 logger = logging.get_logger("export_onnx")
 
-STOCK_MODELS = ("bert", "roberta", "xlm-roberta", "camembert")
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 # By what follows "For" in the name of a model's class; anything else is a model without a head.
 HEADS = {
@@ -184,10 +184,10 @@ def load_model(options: ExportArguments) -> PreTrainedModel:
             f"{name!r} is a supernet, whose weights depend on the architecture; take a subnet out first: "
             "`extract_subnet(…).save_pretrained(folder)`."
         )
-    if config.model_type not in ("mos_subnet", "sharcs", *STOCK_MODELS):
+    if config.model_type not in ("mos_subnet", "sharcs", *STOCK_SUBNETS):
         raise ValueError(
             f"{name!r} is a {config.model_type!r} model; this script exports subnets "
-            f"({', '.join(STOCK_MODELS)}, mos_subnet) and SHARCS models."
+            f"({', '.join(STOCK_SUBNETS)}, mos_subnet) and SHARCS models."
         )
     auto_class, _ = find_head((config.architectures or [""])[0])
     model = auto_class.from_pretrained(name, dtype=torch.float32).eval()

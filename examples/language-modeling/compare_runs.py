@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import load_file
+from tqdm.auto import tqdm
 from transformers.utils import logging
 
 
@@ -96,7 +97,7 @@ def resampled_means(
     tokens = counts[0]
     means = {name: float(losses.sum() / tokens.sum() / num_seeds) for name, (losses, _) in arms.items()}
     replicates = {name: np.empty(resamples) for name in arms}
-    for index in range(resamples):
+    for index in tqdm(range(resamples), desc="Resampling", leave=False, disable=None):
         seeds = generator.integers(num_seeds, size=num_seeds)
         weights = np.bincount(generator.integers(num_rows, size=num_rows), minlength=num_rows).astype(np.float64)
         for name, (losses, _) in arms.items():
