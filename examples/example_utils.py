@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import string
 import subprocess
@@ -226,10 +227,20 @@ def run_script(main: Callable[[], object]) -> None:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             # Left to the interpreter's end, its threads may abort a process that has done all its work.
             torch.distributed.destroy_process_group()
-    except (ValueError, OSError) as error:  # OSError: also a model that is neither a folder nor on the Hub
-        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+    except (ValueError, OSError) as error:
+        message = str(error)
+        if isinstance(error, OSError):  # also a model that is neither a folder nor on the Hub
+            message += "".join(f" {name!r} is no folder here." for name in _absent_models(sys.argv[1:]))
+        sys.exit(f"{Path(sys.argv[0]).name}: {message}")
     except StrictDataclassError as error:  # a configuration that says what it does not take, in its cause
         sys.exit(f"{Path(sys.argv[0]).name}: {error.__cause__ or error}")
+
+
+def _absent_models(arguments: Sequence[str]) -> list[str]:
+    """The values of options such as `--model_name_or_path` that are no folders: what the Hub was asked for."""
+    words = [word for argument in arguments for word in argument.split("=", 1)]
+    values = [value for name, value in pairwise(words) if re.fullmatch(r"--(\w+_name_or_path|tokenizer_name)", name)]
+    return [value for value in values if not Path(value).exists()]
 
 
 def run_step(script: Path, result: Path, leading: Sequence[str] = (), **options: Any) -> None:
@@ -396,6 +407,7 @@ def save_training_plot(history: Iterable[Mapping[str, float]], path: Path) -> No
             if name == "loss" or (name.startswith("eval_") and name.endswith("loss")):
                 curves[name].append((entry["step"], value))
     if not curves:
+        _logger.info("There is no plot of the training: nothing was logged. Lower --logging_steps for one.")
         return
     from matplotlib.figure import Figure  # optional; without pyplot no display is looked for
 

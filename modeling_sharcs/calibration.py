@@ -7,7 +7,7 @@ import itertools
 import operator
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -112,6 +112,11 @@ def calibrate(
         shown = {"desc": "Recording router scores", "total": min(known, default=None), "leave": False}
         shown["disable"] = not show_progress
         for batch in logging.tqdm(itertools.islice(dataloader, max_batches), **shown):
+            if not isinstance(batch, Mapping):
+                raise ValueError(
+                    f"Calibration reads batches of model inputs by name, got a {type(batch).__name__}; tokenize texts "
+                    "first, as by a DataLoader with `DataCollatorWithPadding`."
+                )
             if measure_latency and len(kept) < LATENCY_BATCHES:
                 kept.append(batch)
             yield batch

@@ -81,6 +81,8 @@ def main(published: str, answers: str) -> None:
             found[name]["pipeline"] = answer(head, f"me/{name}", trust_remote_code=True)
     # A commit behind the branch that it was made on, and another branch.
     open_model("subnet", "halves", revision="halves")
+    predict = pipeline("fill-mask", model="me/subnet", revision="halves", trust_remote_code=True)
+    found["halves"]["prediction"] = predict(f"the cat sees a {predict.tokenizer.mask_token} .")
     for name, revision in (("subnet", "halves"), ("kept", "trial")):
         card = ModelCard.load(hf_hub_download(f"me/{name}", "README.md", revision=revision))
         names = {}

@@ -73,7 +73,8 @@ def export(namespace: dict[str, object]) -> None:
     """The folder that the block on ONNX opens; the README has the command."""
     from export_onnx import main as export_onnx
 
-    namespace["model"].save_pretrained("runs/sharcs-sst2")
+    for saved in ("model", "tokenizer"):
+        namespace[saved].save_pretrained("runs/sharcs-sst2")
     export_onnx(["--model_name_or_path", "runs/sharcs-sst2", "--output_dir", "onnx/sharcs-sst2"])
 
 

@@ -9,7 +9,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from transformers import BertForSequenceClassification
+from transformers import AutoTokenizer, BertForSequenceClassification
 
 from script_utils import read_table, to_flags, write_table, write_task_folder
 from testing_utils import (
@@ -193,6 +193,8 @@ def test_texts_are_compared(script, tmp_path, caplog):
         report = script.main(to_flags({**options, "output_dir": tmp_path / "onnx"}))
     assert report["same_answer"] == 1 and report["largest_difference"] < 1e-4
     assert "texts.txt" in caplog.text and "A batch of 5 rows, in turns: pytorch " in caplog.text
+    beside = AutoTokenizer.from_pretrained(tmp_path / "onnx")
+    assert beside(SENTENCES)["input_ids"] == tokenizer(SENTENCES)["input_ids"]
     (tmp_path / "empty.txt").write_text("\n \n")
     with pytest.raises(ValueError, match="empty.txt' has no lines with text"):
         script.read_rows(script.ExportArguments("model", "out", text_file=str(tmp_path / "empty.txt")), model.config)

@@ -316,6 +316,30 @@ def test_test_file_without_labels(load, own_files):
     assert contents(load(train_file=train, test_file=test)["test"]) == [("x",)]
 
 
+@pytest.mark.parametrize("task", ["mrpc", "stsb"])
+def test_own_rows_to_predict_beside_a_task(load, own_files, tmp_path, task):
+    header, rows, _ = CLASSIC[task]
+    for split in ("train", "dev"):
+        write_tsv(tmp_path / "data" / f"{split}.tsv", header, rows)
+    write_tsv(tmp_path / "data" / "test.tsv", TEST_LAYOUTS[task], [[f"{name} 0" for name in TEST_LAYOUTS[task]]])
+    test = own_files("test.jsonl", [{"sentence1": "x", "sentence2": "y"}])
+    splits = load(task_name=task, data_dir=tmp_path / "data", test_file=test)
+    assert set(splits) == {"train", "validation", "test"} and contents(splits["test"]) == [("x", "y")]
+    with pytest.raises(ValueError, match="There is no column .* in the file '.*alone.jsonl'"):
+        load(
+            task_name=task, data_dir=tmp_path / "data", test_file=own_files("alone.jsonl", [{"sentence": "x", "n": 1}])
+        )
+
+
+def test_own_rows_to_predict_beside_a_data_set(load, own_files, tmp_path):
+    saved = DatasetDict(train=hub_rows(["no", "yes"], ("A", "B", 1, 0), ("C", "D", 0, 1)))
+    saved["test"] = saved["train"]
+    saved.save_to_disk(tmp_path / "saved")
+    test = own_files("test.jsonl", [{"sentence1": "x", "sentence2": "y", "label": "yes"}])
+    splits = load(dataset_name=tmp_path / "saved", test_file=test)
+    assert contents(splits["test"]) == [("x", "y", 1)] and len(splits["train"]) == 2
+
+
 def test_rows_are_read_once(glue, load, own_files, monkeypatch):
     path = own_files("train.jsonl", sentences("a", "b"))
     first = load(train_file=path)
@@ -674,6 +698,15 @@ def test_set_model_labels(glue):
         (
             {"task_name": "mrpc"},
             {"language": "en", "dataset_tags": "nyu-mll/glue", "dataset": "GLUE MRPC", "dataset_args": "mrpc"},
+        ),
+        (
+            {"task_name": "mrpc", "max_eval_samples": 1_000},
+            {
+                "language": "en",
+                "dataset_tags": "nyu-mll/glue",
+                "dataset": "GLUE MRPC (the first 1,000 rows)",
+                "dataset_args": "mrpc",
+            },
         ),
         ({"task_name": "mrpc", "train_file": "mine.tsv"}, {}),
         ({"train_file": "mine.csv"}, {}),

@@ -445,7 +445,7 @@ def test_the_card_of_a_supernets_trainer(tiny_tokenizer, tmp_path):
     metrics = trainer.evaluate()
     card = card_of(trainer)
     scores = scores_of(card)
-    assert scores["largest_perplexity"] == f"{metrics['eval_largest_perplexity']:.4f}" and "random_0_loss" in scores
+    assert scores["largest_loss"] == f"{metrics['eval_largest_loss']:.4f}" and "random_0_loss" in scores
     assert not [name for name in scores if "runtime" in name or "second" in name or name in ("epoch", "step")]
     training = training_of(card)
     expected = {"trainer": "SupernetTrainer", "seed": "11", "learning_rate": "0.1", "samples": "12"}
@@ -461,7 +461,8 @@ def test_the_card_of_a_subnets_trainer(tiny_tokenizer, tmp_path):
     trainer = train_masked_lm(tiny_tokenizer, tmp_path, make_subnet(tiny_tokenizer))
     metrics = trainer.evaluate()
     card = card_of(trainer, language="en", tags="small", dataset_tags="me/books", dataset="Books", model_name="Small")
-    assert scores_of(card) == {name: f"{metrics[f'eval_{name}']:.4f}" for name in ("loss", "perplexity")}
+    loss, perplexity = metrics["eval_loss"], metrics["eval_perplexity"]
+    assert perplexity > 10_000 and scores_of(card) == {"loss": f"{loss:.4f}", "perplexity": f"{perplexity:,.0f}"}
     training = training_of(card)
     assert training["trainer"] == "MaskedLMTrainer"
     assert "architecture_sampling" not in training  # of which nothing here depends

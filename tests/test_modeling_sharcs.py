@@ -922,6 +922,11 @@ def test_when_rows_are_routed():
         assert model(**batch, width=0.5).width_indices.tolist() == [1] * 6
 
 
+def test_texts_are_no_batches():
+    with pytest.raises(ValueError, match="reads batches of model inputs by name, got a str; tokenize texts first"):
+        tiny_sharcs().calibrate(["a text"])
+
+
 def test_a_single_width_has_no_router():
     model = tiny_sharcs(width_multipliers=[1.0])
     batch = make_batch(model.config)

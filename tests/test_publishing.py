@@ -290,3 +290,9 @@ def test_only_code_is_looked_for_elsewhere():
 def test_pipelines_predict_the_same_offline(readers, kind):
     assert readers["online"][kind]["prediction"]
     assert readers["offline"][kind]["prediction"] == readers["online"][kind]["prediction"]
+
+
+def test_a_pipeline_of_a_branch(readers):
+    main, branch = (readers["online"][label]["prediction"] for label in ("subnet", "halves"))
+    assert readers["offline"]["halves"]["prediction"] == branch
+    assert [row["score"] for row in branch] != [row["score"] for row in main]

@@ -172,6 +172,14 @@ def test_budgets_out_of_reach(script, files, tmp_path):
         run(script, files, tmp_path / "out", **options)
 
 
+def test_a_budget_without_a_subnet_is_known_before_a_supernet_is_trained(script, files, tmp_path, monkeypatch):
+    monkeypatch.setattr("example_utils.run_logged", lambda *_: pytest.fail("a step was run"))
+    planned, left_out = plan(script, files, tmp_path, compute_budget=0.1, methods=["mos_subnet"])
+    assert planned == {} and "the smallest subnet takes " in left_out["mos_subnet"]
+    planned, left_out = plan(script, files, tmp_path, compute_budget=0.9, methods=["mos_subnet"])
+    assert planned["mos_subnet"]["max_flops"] > 0 and left_out == {}
+
+
 def test_models_that_a_method_does_not_take(script, files, tmp_path):
     model = tmp_path / "distilbert"
     tokenizer = AutoConfig.from_pretrained(files["model_name_or_path"])

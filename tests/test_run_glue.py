@@ -432,6 +432,24 @@ def test_every_task_with_its_metrics_and_submission(script, run, tmp_path, name,
                 assert row["prediction"] in words
 
 
+def test_own_rows_beside_a_task(script, run, tmp_path):
+    """They go to no server: a row of its own words each, under the names of the labels."""
+    task = script.DataArguments(task_name="rte").task
+    found = run(
+        train_file=None,
+        validation_file=None,
+        task_name="rte",
+        data_dir=str(write_task_folder(tmp_path / "glue", TEXTS, task)),
+        test_file=write_table(tmp_path / "own.csv", ["sentence1", "sentence2"], [("a boat", "a dog"), ("x", "y")]),
+        max_steps=1,
+        do_predict=True,
+    )
+    assert "eval_accuracy" in found
+    assert {path.name for path in (tmp_path / "out").glob("*.tsv")} == {"predictions_test.tsv"}
+    rows = read_table(tmp_path / "out" / "predictions_test.tsv")
+    assert [row["index"] for row in rows] == ["0", "1"] and {row["prediction"] for row in rows} <= set(RTE_LABELS)
+
+
 @pytest.fixture(scope="module")
 def mnli_student(script, settings, models, tmp_path_factory) -> Path:
     """A subnet that was fine-tuned on MNLI."""
@@ -633,7 +651,8 @@ def test_messages_come_without_a_traceback(script, settings, tmp_path, monkeypat
     monkeypatch.setattr("sys.argv", ["run_glue.py", *flags])
     with pytest.raises(SystemExit) as stopped:
         script.run_script(script.main)
-    assert stopped.value.code.startswith("run_glue.py: ") and "/nowhere/at/all" in stopped.value.code
+    assert stopped.value.code.startswith("run_glue.py: ")
+    assert stopped.value.code.endswith(" '/nowhere/at/all' is no folder here.")
 
 
 def test_an_argument_file(script, run, settings, tmp_path):

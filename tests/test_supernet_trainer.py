@@ -838,6 +838,26 @@ class RecordedEvents(TrainerCallback):
         self.metrics.append(metrics)
 
 
+def test_every_member_of_a_panel_has_a_bar_of_its_own(tiny_tokenizer, tmp_path, monkeypatch):
+    bars = []
+
+    class Bar:
+        def __init__(self, total, **kwargs):
+            self.total, self.count = total, 0
+            bars.append(self)
+
+        def update(self, steps):
+            self.count += steps
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr("transformers.trainer_callback.tqdm", Bar)
+    trainer = make_trainer(tiny_tokenizer, tmp_path, disable_tqdm=False)
+    trainer.evaluate()
+    assert len(bars) == len(trainer.panel) > 1 and all(bar.count == bar.total for bar in bars)
+
+
 def test_a_panel_is_one_record_and_one_event(tiny_tokenizer, tmp_path):
     trainer = make_trainer(tiny_tokenizer, tmp_path)
     events = RecordedEvents()

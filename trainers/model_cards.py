@@ -583,7 +583,9 @@ def retarget_card(text: str, repo_id: str, revision: str | None = None) -> str:
 
 
 def _rounded(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4f}"
 
 
 def as_list(value: str | Sequence[str] | None) -> list[str]:

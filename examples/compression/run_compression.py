@@ -16,7 +16,7 @@ for this model, is left out with the reason.
 All data options of run_glue.py are taken: a GLUE task, own files, or a data set by name. A command that was stopped
 goes on where it was. results.json, results.csv and results.png hold scores with paired intervals over seeds and rows;
 supernet and search are made once, and intervals know nothing of how other ones would do. models/ has a folder for each
-method, the first seed's, with its model card: ready for `hf upload`.
+method, the first seed's, with its model card: ready for `trainers.push_folder_to_hub`.
 """
 
 import copy
@@ -58,6 +58,7 @@ from example_utils import (  # noqa: E402
     run_script,
     run_step,
     show_progress_messages,
+    to_flags,
     write_folder_atomically,
     write_text_atomically,
 )
@@ -130,7 +131,11 @@ class CompressionArguments:
     )
     sharcs: str = field(default="{}", metadata={"help": "More arguments of run_glue_sharcs.py, as JSON."})
     supernet: str = field(
-        default="{}", metadata={"help": 'Arguments of run_mlm_mos.py, as JSON; {"max_steps": 0} makes no supernet.'}
+        default="{}",
+        metadata={
+            "help": 'Arguments of run_mlm_mos.py, as JSON; {"max_steps": 0} makes no supernet. If not given, '
+            f"{SUPERNET['max_steps']:,} steps of {SUPERNET['per_device_train_batch_size']} sequences."
+        },
     )
     search: str = field(default="{}", metadata={"help": "Arguments of run_search.py, as JSON."})
     resamples: int = field(default=2000, metadata={"help": "Bootstrap resamples of the intervals."})
@@ -255,8 +260,7 @@ class Compression:
 
     def plan(self) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
         """
-        For each method what its script is told; and, of those that are left out, the reason. A supernet is made on
-        the way: its subnets decide what a limit means.
+        For each method what its script is told; and, of those that are left out, the reason. Nothing is trained.
         """
         planned, left_out = {}, {}
         for method in self.arguments.methods:
@@ -324,8 +328,7 @@ class Compression:
             )
         if name is None and not arguments.supernet["max_steps"]:
             raise NotPossibleError("no supernet is given, and --supernet says to train none")
-        supernet = self.find_supernet()
-        config = AutoConfig.from_pretrained(supernet)
+        config = self.supernet_config()
         if config.model_type != "mos":
             raise ValueError(f"--supernet_name_or_path {name!r} is a {config.model_type!r} model, not a supernet.")
         if config.vocab_size != self.config.vocab_size:
@@ -384,6 +387,14 @@ class Compression:
         script = EXAMPLES / "language-modeling" / "run_mlm_mos.py"
         run_step(script, folder / "README.md", **self.supernet_options(self.prepare_text()))
         return folder
+
+    def supernet_config(self) -> PreTrainedConfig:
+        """Of the supernet that was given, or as the one will be that is made of the model."""
+        if self.arguments.supernet_name_or_path is not None:
+            return AutoConfig.from_pretrained(self.arguments.supernet_name_or_path)
+        flags = to_flags(self.supernet_options(self.root / "text"))
+        model_arguments, *_ = parse_arguments(run_mlm_mos.ARGUMENT_TYPES, flags)
+        return run_mlm_mos.load_model(model_arguments, self.tokenizer).config
 
     def supernet_options(self, text: Path) -> dict[str, Any]:
         options = {

@@ -517,6 +517,16 @@ def score(
     }
 
 
+def save_tokenizer(name: str, model: PreTrainedModel, folder: Path) -> None:
+    """Puts the model's tokenizer beside its graphs, which are then opened without the model's folder."""
+    try:
+        tokenizer = load_tokenizer(name, model.config.vocab_size)
+    except ValueError as error:  # a model that was saved alone
+        logger.warning(f"No tokenizer is put beside the graphs: {str(error).split('. ')[0]}.")
+    else:
+        tokenizer.save_pretrained(folder)
+
+
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     (options,) = parse_arguments(ExportArguments, arguments, description=__doc__.split("\n")[1])
     show_progress_messages(logger)
@@ -534,6 +544,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             size = export_routed(model, folder, quantize)
         else:
             size = export_model(model, folder, quantize, **forced)
+        save_tokenizer(options.model_name_or_path, model, folder)
         written = sum(file.stat().st_size for file in folder.glob("*.onnx"))
         outputs = output_names(model)
 

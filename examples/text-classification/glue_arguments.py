@@ -135,7 +135,11 @@ class DataArguments:
     )
     validation_file: str | None = field(default=None, metadata={"help": "Rows to validate on, in the same forms."})
     test_file: str | None = field(
-        default=None, metadata={"help": "Rows to predict, in the same forms; they need no labels."}
+        default=None,
+        metadata={
+            "help": "Rows to predict, in the same forms; they need no labels. Beside a task or data set they replace "
+            "its test rows."
+        },
     )
     dataset_name: str | None = field(
         default=None, metadata={"help": "A data set on the Hub, or a local folder with one, instead of files."}
@@ -208,8 +212,9 @@ class DataArguments:
                 )
             self.task_name = name
         files = [name for name in ("train_file", "validation_file", "test_file") if getattr(self, name) is not None]
-        sources = [name for name in ("data_dir", "dataset_name") if getattr(self, name) is not None] + files[:1]
-        if not sources and self.task_name is None:
+        sources = [name for name in ("data_dir", "dataset_name") if getattr(self, name) is not None]
+        sources += [name for name in files if name != "test_file"][:1]
+        if not sources and not files and self.task_name is None:
             raise ValueError(
                 f"Name the data: a GLUE task with task_name ({', '.join(TASKS)}), train_file and validation_file, or "
                 "dataset_name; none of them was given."
@@ -218,10 +223,10 @@ class DataArguments:
             raise ValueError(
                 f"{' and '.join(sources)} name the data twice; give only one of data_dir, dataset_name and files."
             )
-        if files == ["test_file"]:
+        if not sources and self.task_name is None:
             raise ValueError(
                 f"test_file={self.test_file!r} alone does not say what the labels are; give the train_file or "
-                "validation_file that belongs to it as well."
+                "validation_file that belongs to it, task_name or dataset_name as well."
             )
         if self.data_dir is not None and self.task_name is None:
             raise ValueError(
@@ -271,6 +276,11 @@ class DataArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1.")
+
+    @property
+    def has_own_files(self) -> bool:
+        """Whether rows to train on or to validate on come from files."""
+        return self.train_file is not None or self.validation_file is not None
 
     @property
     def task(self) -> GlueTask | None:

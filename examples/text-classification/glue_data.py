@@ -335,7 +335,7 @@ def load_task_datasets(arguments: DataArguments, seed: int = 42) -> DatasetDict:
     """
     if arguments.data_dir is not None:
         splits = _load_files(find_task_files(arguments.data_dir, arguments.task_name), arguments)
-    elif arguments.dataset_name is None and (arguments.train_file or arguments.validation_file):
+    elif arguments.has_own_files:
         given = {
             "train": arguments.train_file,
             "validation": arguments.validation_file,
@@ -344,6 +344,12 @@ def load_task_datasets(arguments: DataArguments, seed: int = 42) -> DatasetDict:
         splits = _load_files({name: Path(path) for name, path in given.items() if path is not None}, arguments)
     else:
         splits = _load_named(arguments)
+    if arguments.test_file is not None and not arguments.has_own_files:
+        for name in ("test", "test_mismatched"):
+            splits.pop(name, None)
+        names = get_label_names(splits)
+        known = tuple(names) if names is not None else ()
+        splits["test"] = _load_file(Path(arguments.test_file), arguments, known, is_test=True)
     pairs = {name: "sentence2" in rows.column_names for name, rows in splits.items()}
     if len(set(pairs.values())) > 1:
         one, two = (next(name for name, pair in pairs.items() if pair is wanted) for wanted in (False, True))
@@ -406,12 +412,13 @@ def _hold_out(splits: DatasetDict, arguments: DataArguments, seed: int) -> None:
 def describe_task(arguments: DataArguments, datasets: DatasetDict) -> dict[str, str | bool | None]:
     """What a model card says of the data: pairs or not; a GLUE task, one of the Hub, or nothing of own files."""
     text_pair = TEXT_COLUMNS[1] in next(iter(datasets.values())).column_names
-    if arguments.task is None or arguments.train_file or arguments.validation_file or arguments.dataset_name:
+    if arguments.task is None or arguments.has_own_files or arguments.dataset_name:
         return {**describe_dataset(arguments), "text_pair": text_pair}
+    part = "" if arguments.max_eval_samples is None else f" (the first {arguments.max_eval_samples:,} rows)"
     return {
         "language": "en",
         "dataset_tags": GLUE_ON_THE_HUB,
-        "dataset": f"GLUE {arguments.task.name}",
+        "dataset": f"GLUE {arguments.task.name}{part}",
         "dataset_args": arguments.task_name,
         "text_pair": text_pair,
     }

@@ -83,7 +83,9 @@ def save_predictions(path: Path, tensors: Mapping[str, np.ndarray], label_names:
 def write_test_predictions(
     trainer: Trainer, splits: DatasetDict, data: DataArguments, names: Sequence[str] | None, output: Path
 ) -> None:
-    """Predicts the test splits into `output`; GLUE tasks in the form and under the names that the server takes."""
+    """
+    Predicts the test splits into `output`; those of GLUE tasks in the form and under the names that the server takes.
+    """
     for split in [name for name in splits if name.startswith("test")]:
         rows = splits[split].remove_columns([name for name in ("label",) if name in splits[split].column_names])
         logits = trainer.predict(rows, metric_key_prefix=split).predictions
@@ -91,7 +93,7 @@ def write_test_predictions(
         found = logits.squeeze(-1) if names is None else logits.argmax(-1)
         if not trainer.is_world_process_zero():
             continue
-        if data.task is not None:
+        if data.task is not None and (data.test_file is None or data.has_own_files):
             write_glue_submission(output / data.task.submission_file(split), data.task_name, found, names)
         else:
             words = [f"{float(value):.4f}" if names is None else names[int(value)] for value in found]
