@@ -229,7 +229,7 @@ def run_script(main: Callable[[], object]) -> None:
             torch.distributed.destroy_process_group()
     except (ValueError, OSError) as error:
         message = str(error)
-        if isinstance(error, OSError):  # also a model that is neither a folder nor on the Hub
+        if isinstance(error, OSError) and error.errno is None:  # such as a model that is nowhere
             message += "".join(f" {name!r} is no folder here." for name in _absent_models(sys.argv[1:]))
         sys.exit(f"{Path(sys.argv[0]).name}: {message}")
     except StrictDataclassError as error:  # a configuration that says what it does not take, in its cause

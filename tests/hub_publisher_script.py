@@ -194,14 +194,18 @@ def main(folder: Path) -> None:
     models["stock"].push_to_hub("me/bare")
     models["stock"].push_to_hub("me/stock")
     # A folder that was saved before, with its card; and a picture.
-    models["supernet"].save_pretrained(folder / "kept")
-    TOKENIZER.save_pretrained(folder / "kept")
-    write_model_card(models["supernet"], folder / "kept", metrics={"perplexity": 5.5})
-    (folder / "kept" / "checkpoint-3").mkdir()
-    (folder / "kept" / "checkpoint-3" / "model.safetensors").touch()
-    push_folder_to_hub(folder / "kept", "me/kept", revision="trial")
+    models["supernet"].save_pretrained(folder / "local")
+    TOKENIZER.save_pretrained(folder / "local")
+    write_model_card(models["supernet"], folder / "local", metrics={"perplexity": 5.5}, datasets="me/books")
+    (folder / "local" / "checkpoint-3").mkdir()
+    for path in ("checkpoint-3/model.safetensors", "optimizer.pt", "_notes.txt"):
+        (folder / "local" / path).touch()
+    push_folder_to_hub(folder / "local", "me/kept", revision="trial")
     expected["kept"] = expected["supernet"]
-    push_to_hub(models["stock"], "me/pictured", figure=folder / "kept" / FIGURE_NAME)
+    api.create_branch("me/kept", branch="written")
+    upload_card("me/kept", b"# Written\n", branch="written")
+    push_folder_to_hub(folder / "local", "me/kept", revision="written")
+    push_to_hub(models["stock"], "me/pictured", figure=folder / "local" / FIGURE_NAME)
     train_and_publish(folder)
     published = {
         "batch": batch,

@@ -172,7 +172,7 @@ def test_a_checkpoint_is_published_when_it_is_whole(tiny_tokenizer, tmp_path, mo
         published.append((folder, fingerprint(folder).keys(), {file.name for file in tmp_path.glob("*.py")}))
 
     monkeypatch.setattr(Trainer, "_push_from_checkpoint", push)
-    monkeypatch.setattr(publishing, "_fetch_written_card", lambda *args: None)
+    monkeypatch.setattr(publishing, "_read_written_card", lambda *args: None)
     # As DeepSpeed does; it is no code of the model.
     monkeypatch.setattr(MaskedLMTrainer, "_save_run_state", write_script)
     trainer = MaskedLMTrainer(
@@ -187,14 +187,15 @@ def test_a_checkpoint_is_published_when_it_is_whole(tiny_tokenizer, tmp_path, mo
     assert STAGING_FOLDER.startswith("_")  # which Trainer leaves out of what it uploads
 
 
+@pytest.mark.parametrize("failure", [LocalEntryNotFoundError("no answer"), RuntimeError("half an answer")])
 @pytest.mark.parametrize("strategy, published", [("every_save", 0), ("end", 3)])
 def test_a_training_outlives_a_hub_that_does_not_answer(
-    tiny_tokenizer, tmp_path, monkeypatch, caplog, strategy, published
+    tiny_tokenizer, tmp_path, monkeypatch, caplog, failure, strategy, published
 ):
     """Whether somebody edited the card is not known then: nothing is published over it."""
 
     def fail(*args, **kwargs):
-        raise LocalEntryNotFoundError("An error happened while trying to locate the file on the Hub")
+        raise failure
 
     pushed = []
     monkeypatch.setattr(Trainer, "_push_from_checkpoint", lambda self, folder: pushed.append(folder))

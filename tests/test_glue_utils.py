@@ -700,11 +700,15 @@ def test_set_model_labels(glue):
             {"language": "en", "dataset_tags": "nyu-mll/glue", "dataset": "GLUE MRPC", "dataset_args": "mrpc"},
         ),
         (
-            {"task_name": "mrpc", "max_eval_samples": 1_000},
+            {"task_name": "mrpc", "max_eval_samples": 8},
+            {"language": "en", "dataset_tags": "nyu-mll/glue", "dataset": "GLUE MRPC", "dataset_args": "mrpc"},
+        ),
+        (
+            {"task_name": "mrpc", "max_eval_samples": 7},
             {
                 "language": "en",
                 "dataset_tags": "nyu-mll/glue",
-                "dataset": "GLUE MRPC (the first 1,000 rows)",
+                "dataset": "GLUE MRPC (the first 7 rows)",
                 "dataset_args": "mrpc",
             },
         ),
@@ -716,7 +720,7 @@ def test_set_model_labels(glue):
 )
 def test_what_a_model_card_says_of_the_data(glue, options, expected):
     for columns, text_pair in ((["sentence1", "label"], False), (["sentence1", "sentence2", "label"], True)):
-        rows = DatasetDict(train=Dataset.from_dict({name: [] for name in columns}))
+        rows = DatasetDict(validation=Dataset.from_dict({name: [""] * 7 for name in columns}))
         described = glue.describe_task(glue.DataArguments(**options), rows)
         assert described == {**expected, "text_pair": text_pair}
 

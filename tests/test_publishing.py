@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from testing_utils import (
     code_of,
     table_of,
     tiny_backbone,
+    tiny_supernet,
 )
 from trainers import publishing, push_folder_to_hub, push_to_hub
 from trainers.model_cards import FIGURE_NAME, MARKER, UNPUBLISHED
@@ -145,39 +147,64 @@ def test_a_folder_that_was_saved_before(hub):
     assert set(files) == MODEL_FILES | TOKENIZER_FILES | CARD_FILES | TRAVELLERS["supernet"]
     card = ModelCard(files["README.md"].decode())
     assert {row["metric"]: row["value"] for row in table_of(card, "metric")} == {"perplexity": "5.5000"}
-    assert UNPUBLISHED not in card.text and "me/kept" in code_of(card) and '"kept"' not in code_of(card)
+    assert UNPUBLISHED not in card.text and "me/kept" in code_of(card) and '"local"' not in code_of(card)
+    assert "\n# kept\n" in card.text and card.data.model_name == "kept"
+    # The card that somebody wrote there since, which the same folder does not push away.
+    assert server.files("me/kept", "written")["README.md"] == b"# Written\n"
     with pytest.raises(ValueError, match="no model in '.*tests', which has no config.json; give the folder of one"):
         push_folder_to_hub(TESTS, "me/nothing")
 
 
 def test_a_picture_of_ones_own(hub):
     files = hub[0].files("me/pictured")
-    assert set(files) == MODEL_FILES | CARD_FILES and b"What each amount of compute buys" in files["README.md"]
+    assert set(files) == MODEL_FILES | {"README.md", "figure.png"}
+    assert b"![What each amount of compute buys](figure.png)" in files["README.md"]
     with pytest.raises(ValueError, match=r"no picture 'curve.png'; leave `figure` out"):
         push_to_hub(tiny_backbone(), "me/nothing", figure="curve.png")
 
 
-def test_a_hub_that_does_not_answer_is_no_hub_without_a_card(monkeypatch, tmp_path):
+def test_a_hub_that_does_not_answer_is_no_hub_without_a_card(monkeypatch):
     def fail(*args, **kwargs):
         raise LocalEntryNotFoundError("An error happened while trying to locate the file on the Hub")
 
     monkeypatch.setattr(HfApi, "hf_hub_download", fail)
     with pytest.raises(LocalEntryNotFoundError):
-        publishing._fetch_written_card(HfApi(), "me/edited", None, tmp_path)
+        publishing._read_written_card(HfApi(), "me/edited", None)
 
 
 def test_of_two_written_cards_none_is_lost(monkeypatch, tmp_path, caplog):
-    there, here = tmp_path / "there", tmp_path / "here"
-    there.mkdir(), here.mkdir()
-    (there / "README.md").write_text("# On the Hub\n")
-    monkeypatch.setattr(HfApi, "hf_hub_download", lambda *args, **kwargs: there / "README.md")
-    for card, kept in ((MARKER, []), ("# On the Hub\n", []), ("# Here\n", [publishing.LOCAL_CARD_NAME])):
-        (here / "README.md").write_text(card)
-        publishing._fetch_written_card(HfApi(), "me/both", None, here)
-        assert (here / "README.md").read_text() == "# On the Hub\n"
-        assert sorted(file.name for file in here.iterdir()) == sorted(["README.md", *kept])
-    assert (here / publishing.LOCAL_CARD_NAME).read_text() == "# Here\n"
-    assert f"that of the Hub is kept, and yours is {publishing.LOCAL_CARD_NAME} now" in caplog.text
+    there, here = tmp_path / "README.md", tmp_path / "here"
+    here.mkdir()
+    monkeypatch.setattr(HfApi, "hf_hub_download", lambda *args, **kwargs: there)
+    trainer = publishing.PublishingMixin()
+    trainer.args = SimpleNamespace(output_dir=str(here), hub_token=None, hub_revision=None)
+    trainer.hub_model_id = "me/both"
+
+    def files() -> dict[str, str]:
+        return {file.name: file.read_text() for file in here.iterdir()}
+
+    def keep(own: str, on_the_hub: str) -> dict[str, str]:
+        (here / "README.md").write_text(own)
+        there.write_text(on_the_hub)
+        trainer._keep_written_card()
+        return files()
+
+    assert keep("made", MARKER) == {"README.md": "made"}
+    assert keep(MARKER, "first") == keep("first", "first") == {"README.md": "first"}
+    assert keep("mine", "first") == {"README.md": "first", "_README.local-1.md": "mine"}
+    assert "that of the Hub is kept, the other one is _README.local-1.md now" in caplog.text
+    aside = {"_README.local-1.md": "mine", "_README.local-2.md": "first"}
+    assert keep("first", "second") == {"README.md": "second", **aside}
+
+
+def test_folders_that_cannot_be_published(hub, tmp_path):
+    save = tiny_supernet("masked-lm").save_pretrained
+    save(tmp_path)
+    with pytest.raises(ValueError, match="has no card; make one with `write_model_card`, or publish the loaded"):
+        push_folder_to_hub(tmp_path, "me/nothing")
+    (tmp_path / "configuration_mos.py").unlink()
+    with pytest.raises(ValueError, match="has no configuration_mos.py, which its config.json names; save the model"):
+        push_folder_to_hub(tmp_path, "me/nothing")
 
 
 def test_the_method_of_transformers(hub):

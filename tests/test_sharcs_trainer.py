@@ -39,6 +39,7 @@ from training_utils import (
     make_sharcs,
     make_sharcs_arguments,
     make_sharcs_trainer,
+    record_bars,
     weights_of,
 )
 
@@ -1296,3 +1297,11 @@ def test_floating_point_operations_are_those_of_each_row_at_its_width(tiny_token
     batch = {"input_ids": torch.ones(3, 9), "routing": {"width_index": torch.tensor([1, 0, 1])}}
     assert trainer.floating_point_ops(batch) == 3 * (narrow + 2 * wide)
     assert trainer.state.total_flos > 0
+
+
+def test_every_evaluation_of_widths_has_a_bar_of_its_own(tiny_tokenizer, tmp_path, monkeypatch):
+    bars = record_bars(monkeypatch)
+    trainer = make_sharcs_trainer(tiny_tokenizer, tmp_path, disable_tqdm=False)
+    for _ in range(2):
+        trainer.predict_widths(trainer.train_dataset)
+    assert len(bars) == 2 and all(bar.count == bar.total for bar in bars)

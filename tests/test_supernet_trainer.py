@@ -25,6 +25,7 @@ from training_utils import (
     make_rows,
     make_subnet,
     make_supernet,
+    record_bars,
     train_supernet,
     weights_of,
 )
@@ -839,20 +840,7 @@ class RecordedEvents(TrainerCallback):
 
 
 def test_every_member_of_a_panel_has_a_bar_of_its_own(tiny_tokenizer, tmp_path, monkeypatch):
-    bars = []
-
-    class Bar:
-        def __init__(self, total, **kwargs):
-            self.total, self.count = total, 0
-            bars.append(self)
-
-        def update(self, steps):
-            self.count += steps
-
-        def close(self):
-            pass
-
-    monkeypatch.setattr("transformers.trainer_callback.tqdm", Bar)
+    bars = record_bars(monkeypatch)
     trainer = make_trainer(tiny_tokenizer, tmp_path, disable_tqdm=False)
     trainer.evaluate()
     assert len(bars) == len(trainer.panel) > 1 and all(bar.count == bar.total for bar in bars)

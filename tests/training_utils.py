@@ -197,3 +197,22 @@ def largest_change(first: dict[str, torch.Tensor], second: dict[str, torch.Tenso
 
 def folders(path) -> list[str]:
     return sorted(entry.name for entry in Path(path).iterdir() if entry.is_dir())
+
+
+def record_bars(monkeypatch) -> list:
+    """The progress bars that Trainer shows from now on, each with its `total` and the `count` that it reached."""
+    bars = []
+
+    class Bar:
+        def __init__(self, total, **kwargs):
+            self.total, self.count = total, 0
+            bars.append(self)
+
+        def update(self, steps):
+            self.count += steps
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr("transformers.trainer_callback.tqdm", Bar)
+    return bars

@@ -117,7 +117,7 @@ class StagedCheckpointMixin:
         """Writes what else a run needs to continue into the checkpoint; all processes call it together."""
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Nothing: Trainer calls it before the checkpoint is whole, which uploads run beside."""
+        """Does nothing, for Trainer calls it before the checkpoint is whole; `_publish_checkpoint` comes after."""
 
     def _publish_checkpoint(self, checkpoint_folder: str) -> None:
         if self.is_world_process_zero():

@@ -1,9 +1,18 @@
 # Copyright 2026 The elastic-encoders authors.
 # Licensed under the Apache License, Version 2.0: http://www.apache.org/licenses/LICENSE-2.0
-"""Evaluation in the order of the rows."""
+"""Evaluation in the order of the rows, one progress bar a loop."""
 
 from torch.utils.data import Sampler, SequentialSampler
+from transformers import Trainer
+from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import has_length
+
+
+def close_evaluation_bar(trainer: Trainer) -> None:
+    """After an evaluation loop that no event follows: the next one would go on counting in its bar."""
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, ProgressCallback):
+            callback.on_predict(trainer.args, trainer.state, trainer.control, metrics={})
 
 
 class OrderedEvaluationMixin:
@@ -20,4 +29,4 @@ class OrderedEvaluationMixin:
         return SequentialSampler(eval_dataset)
 
 
-__all__ = ["OrderedEvaluationMixin"]
+__all__ = ["OrderedEvaluationMixin", "close_evaluation_bar"]

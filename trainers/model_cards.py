@@ -572,13 +572,18 @@ def write_model_card(
 
 
 def retarget_card(text: str, repo_id: str, revision: str | None = None) -> str:
-    """The text of a card that [`write_model_card`] made, with code that opens another repository, or branch of it."""
+    """
+    The text of a card that [`write_model_card`] made, for another repository or branch of it: with code that opens
+    the model there, and its name for a title unless it had one of its own.
+    """
     found = re.search(r'model = \w+\.from_pretrained\("([^"]*)"', text)
     if found is None:
         return text
     branch = f', revision="{revision}"' if revision is not None else ""
     opened = re.escape(f'from_pretrained("{found[1]}"') + r'(, revision="[^"]*")?'
     text = re.sub(opened, lambda _: f'from_pretrained("{repo_id}"{branch}', text)
+    title, name = (re.escape(found[1].split("/")[-1]), repo_id.split("/")[-1])
+    text = re.sub(rf"^(# |- name: ){title}$", lambda match: match[1] + name, text, flags=re.MULTILINE)
     return text.replace(f"{UNPUBLISHED}\n\n", "")
 
 

@@ -2,6 +2,7 @@
 # Licensed under the Apache License, Version 2.0: http://www.apache.org/licenses/LICENSE-2.0
 """Models, saved folders and trainings published on the Hub, each with its card."""
 
+import itertools
 import json
 import os
 import shutil
@@ -26,10 +27,8 @@ from .model_cards import CARD_NAME, MARKER, as_list, has_custom_code, hub_name, 
 
 logger = logging.get_logger(__name__)
 
-# Not uploaded: Trainer leaves out the same.
-UNPUBLISHED_FILES = ("_*", f"{PREFIX_CHECKPOINT_DIR}-*")
-# Where a card goes that would overwrite the one on the Hub.
-LOCAL_CARD_NAME = "_README.local.md"
+# What Trainer leaves out, and what is in a checkpoint beside the model.
+UNPUBLISHED_FILES = ("_*", f"{PREFIX_CHECKPOINT_DIR}-*", "optimizer*", "scheduler.pt", "scaler.pt", "rng_state*.pth")
 
 
 def push_to_hub(
@@ -85,8 +84,9 @@ def push_to_hub(
         model.save_pretrained(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
-        if figure is not None:
-            card["figure"] = Path(shutil.copy(figure, folder)).name
+        if figure is not None:  # under a name that uploads leave out nowhere, and links need not quote
+            card["figure"] = f"figure{Path(figure).suffix}"
+            shutil.copy(figure, folder / card["figure"])
         if code_repo_id is not None:
             code_revision = api.model_info(code_repo_id).sha
             _check_code(api, folder, code_repo_id, code_revision)
@@ -95,7 +95,9 @@ def push_to_hub(
         repo_id = _open_repository(api, repo_id, private, revision)
         if repo_id == code_repo_id:
             raise ValueError(f"code_repo_id={code_repo_id!r} is where the model goes; leave it out to bring the code.")
-        _fetch_written_card(api, repo_id, revision, folder)
+        written = _read_written_card(api, repo_id, revision)
+        if written is not None:
+            (folder / CARD_NAME).write_text(written, encoding="utf-8")
         write_model_card(model, folder, repo_id=repo_id, revision=revision, **card)
         return _upload(api, folder, repo_id, commit_message, revision)
 
@@ -111,34 +113,58 @@ def push_folder_to_hub(
 ) -> CommitInfo:
     """
     Publishes a model that was saved before, such as a script's output folder, as [`push_to_hub`] does, with the card
-    of the folder and the scores in it, whose code then opens the model on the Hub. Checkpoints stay behind. A card of
-    the folder that somebody wrote goes out as it is.
+    of the folder and the scores in it, whose code then opens the model on the Hub. Checkpoints stay behind.
 
     Args:
-        folder (`str` or `os.PathLike`): Where the model was saved.
+        folder (`str` or `os.PathLike`): Where the model, its tokenizer and its card were saved.
         repo_id, commit_message, private, token, revision: As for [`push_to_hub`].
 
     Returns:
         `CommitInfo`: of the commit.
 
     Raises:
-        ValueError: if there is no model in the folder.
+        ValueError: if the folder lacks the model, its code or its card.
     """
     folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"There is no model in {str(folder)!r}, which has no config.json; give the folder of one.")
+    _check_folder(folder)
+    text = (folder / CARD_NAME).read_text(encoding="utf-8")
     api = HfApi(token=token)
     repo_id = _open_repository(api, repo_id, private, revision)
+    written = _read_written_card(api, repo_id, revision)
+    if written is None:
+        card = retarget_card(text, repo_id, revision) if MARKER in text else text
+    else:
+        card = written
+        if MARKER not in text and text != written:
+            logger.warning(
+                f"The card of {repo_id} was written by somebody and stays; that of {str(folder)!r} is not published."
+            )
     with tempfile.TemporaryDirectory() as temporary:
         copy = Path(temporary) / "model"
-        shutil.copytree(folder, copy, ignore=shutil.ignore_patterns(*UNPUBLISHED_FILES))
-        card = copy / CARD_NAME
-        text = card.read_text(encoding="utf-8") if card.is_file() else None
-        if text is not None and MARKER in text:
-            card.write_text(retarget_card(text, repo_id, revision), encoding="utf-8")
-        if text is None or MARKER in text:
-            _fetch_written_card(api, repo_id, revision, copy)
+        shutil.copytree(folder, copy, ignore=shutil.ignore_patterns(f"{PREFIX_CHECKPOINT_DIR}-*"))
+        (copy / CARD_NAME).write_text(card, encoding="utf-8")
         return _upload(api, copy, repo_id, commit_message, revision)
+
+
+def _check_folder(folder: Path) -> None:
+    """
+    Raises:
+        ValueError: if a folder lacks a model, its code or its card.
+    """
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"There is no model in {str(folder)!r}, which has no config.json; give the folder of one.")
+    code = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("auto_map") or {}
+    modules = {f"{reference.partition('.')[0]}.py" for reference in code.values() if "--" not in reference}
+    missing = sorted(name for name in modules if not (folder / name).is_file())
+    if missing:
+        raise ValueError(
+            f"{str(folder)!r} has no {', '.join(missing)}, which its config.json names; save the model there again."
+        )
+    if not (folder / CARD_NAME).is_file():
+        raise ValueError(
+            f"{str(folder)!r} has no card; make one with `write_model_card`, or publish the loaded model with "
+            "`push_to_hub`."
+        )
 
 
 def _open_repository(api: HfApi, repo_id: str, private: bool | None, revision: str | None) -> str:
@@ -170,23 +196,15 @@ def _files_of_models() -> list[str]:
     return [*sorted(travelling), *weights]
 
 
-def _fetch_written_card(api: HfApi, repo_id: str, revision: str | None, folder: str | os.PathLike) -> None:
-    """Brings the card that is on the Hub into a folder, if somebody wrote it, for it to be left as it is."""
-    with tempfile.TemporaryDirectory() as temporary:
+def _read_written_card(api: HfApi, repo_id: str, revision: str | None) -> str | None:
+    """The card that is on the Hub, if somebody wrote it: it is left as it is."""
+    with tempfile.TemporaryDirectory() as folder:
         try:
-            path = Path(api.hf_hub_download(repo_id, CARD_NAME, revision=revision, local_dir=temporary))
+            path = Path(api.hf_hub_download(repo_id, CARD_NAME, revision=revision, local_dir=folder))
         except (RemoteEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError):
-            return  # There is none; a Hub that does not answer is an error.
-        text, here = path.read_text(encoding="utf-8"), Path(folder) / CARD_NAME
-        if MARKER in text:
-            return
-        if here.is_file() and (own := here.read_text(encoding="utf-8")) != text and MARKER not in own:
-            os.replace(here, here.with_name(LOCAL_CARD_NAME))
-            logger.warning(
-                f"Both {here} and the card of {repo_id} were written by somebody; that of the Hub is kept, and yours "
-                f"is {LOCAL_CARD_NAME} now."
-            )
-        shutil.copy(path, here)
+            return None  # There is none; a Hub that does not answer is an error.
+        text = path.read_text(encoding="utf-8")
+    return None if MARKER in text else text
 
 
 def _check_code(api: HfApi, folder: Path, repo_id: str, revision: str) -> None:
@@ -256,16 +274,32 @@ class PublishingMixin:
             self._push_options = {}
 
     def _keep_written_card(self) -> None:
+        """Brings a card that somebody wrote from the Hub into the output folder, which is uploaded over it."""
         options = self._push_options
         api = HfApi(token=options.get("token") or self.args.hub_token)
-        revision = options.get("revision") or self.args.hub_revision
-        _fetch_written_card(api, self.hub_model_id, revision, self.args.output_dir)
+        written = _read_written_card(api, self.hub_model_id, options.get("revision") or self.args.hub_revision)
+        here = Path(self.args.output_dir) / CARD_NAME
+        own = here.read_text(encoding="utf-8") if here.is_file() else MARKER
+        if written is None or own == written:
+            return
+        if MARKER not in own:
+            # What begins with "_" is not uploaded.
+            names = (here.with_name(f"_README.local-{number}.md") for number in itertools.count(1))
+            aside = next(name for name in names if not name.exists())
+            os.replace(here, aside)
+            logger.warning(
+                f"The cards of {self.hub_model_id} and of {self.args.output_dir!r} were both written by somebody; "
+                f"that of the Hub is kept, the other one is {aside.name} now."
+            )
+        unfinished = here.with_name(f"{CARD_NAME}.unfinished")
+        unfinished.write_text(written, encoding="utf-8")
+        os.replace(unfinished, here)
 
     def _publish_checkpoint(self, checkpoint_folder: str) -> None:
         if self.is_world_process_zero() and self.args.hub_strategy != HubStrategy.END:
             try:
                 self._keep_written_card()
-            except OSError as error:  # as all of the Hub's are; a training goes on without it
+            except Exception as error:  # Whatever the network does: the training goes on.
                 logger.warning(f"{checkpoint_folder} is not published: the card on the Hub cannot be read ({error}).")
                 return
         super()._publish_checkpoint(checkpoint_folder)
@@ -298,8 +332,6 @@ class PublishingMixin:
         """
         if not self.is_world_process_zero():
             return
-        if self.hub_model_id is not None:
-            self._keep_written_card()
         logged = (entry for entry in reversed(self.state.log_history) if any(map(_is_evaluated, entry)))
         write_model_card(
             self.accelerator.unwrap_model(self.model),
@@ -318,6 +350,8 @@ class PublishingMixin:
             training={**self._training_facts(), **(training or {})},
             **card,
         )
+        if self.hub_model_id is not None:
+            self._keep_written_card()
 
     def _training_facts(self) -> dict[str, Any]:
         if self.train_dataset is None:

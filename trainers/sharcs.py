@@ -26,7 +26,7 @@ from modeling_sharcs.modeling_sharcs import choose_widths
 from .arguments import SharcsTrainingArguments
 from .checkpoints import StagedCheckpointMixin
 from .components import LossComponentsMixin
-from .evaluation import OrderedEvaluationMixin
+from .evaluation import OrderedEvaluationMixin, close_evaluation_bar
 from .hardness import (
     HardnessHistory,
     agreement_targets,
@@ -681,6 +681,7 @@ class SharcsTrainer(PublishingMixin, LossComponentsMixin, OrderedEvaluationMixin
         finally:
             self._predicting_widths = False
             self.compute_metrics = compute_metrics
+            close_evaluation_bar(self)
         *predictions, router_logits, lengths, losses = output.predictions
         return WidthPredictions(
             predictions=[tuple(entry) if isinstance(entry, list) else entry for entry in predictions],

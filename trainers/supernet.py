@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import speed_metrics
 from transformers.utils import logging
 
@@ -20,6 +19,7 @@ from modeling_mos.modeling_mos import MosBottleneck
 
 from .arguments import SupernetTrainingArguments
 from .components import LossComponentsMixin
+from .evaluation import close_evaluation_bar
 from .losses import attention_loss, hidden_state_loss, soft_binary_cross_entropy, soft_cross_entropy
 from .masked_lm import MaskedLMTrainer
 from .passes import gather_parameters, run_backward_passes
@@ -299,10 +299,7 @@ class SupernetTrainer(LossComponentsMixin, MaskedLMTrainer):
                     ignore_keys=ignore_keys,
                     metric_key_prefix=f"{metric_key_prefix}_{name}",
                 )
-            for callback in self.callback_handler.callbacks:
-                if isinstance(callback, ProgressCallback):
-                    # Closes the bar, which the next member would go on counting in.
-                    callback.on_evaluate(self.args, self.state, self.control)
+            close_evaluation_bar(self)
             samples += output.num_samples
             metrics |= {key: value for key, value in output.metrics.items() if "preparation_time" not in key}
         losses = [metrics[key] for name in self.panel if (key := f"{metric_key_prefix}_{name}_loss") in metrics]

@@ -23,6 +23,7 @@ from typing import Any
 
 import datasets
 import torch
+from tqdm.auto import tqdm
 
 
 # The helpers are one folder up; example scripts are run from anywhere and are not installed.
@@ -155,7 +156,7 @@ def measure(arguments: MemoryArguments) -> dict[str, Any]:
         (name,) = arguments.parts
         return {**found, name: PARTS[name](arguments)}
     with tempfile.TemporaryDirectory() as folder:
-        for name in arguments.parts:
+        for name in tqdm(arguments.parts, desc="Measuring", disable=None):
             file = Path(folder) / f"{name}.json"
             flags = to_flags({**asdict(arguments), "parts": [name], "output_file": str(file)})
             subprocess.run([sys.executable, __file__, *flags], check=True, stdout=subprocess.DEVNULL)

@@ -329,9 +329,9 @@ class Compression:
         if name is None and not arguments.supernet["max_steps"]:
             raise NotPossibleError("no supernet is given, and --supernet says to train none")
         config = self.supernet_config()
-        if config.model_type != "mos":
+        if name is not None and config.model_type != "mos":
             raise ValueError(f"--supernet_name_or_path {name!r} is a {config.model_type!r} model, not a supernet.")
-        if config.vocab_size != self.config.vocab_size:
+        if name is not None and config.vocab_size != self.config.vocab_size:
             raise ValueError(
                 f"The supernet {name!r} has a vocabulary of {config.vocab_size:,}, the model of "
                 f"{self.config.vocab_size:,}; give a supernet with the model's tokenizer."

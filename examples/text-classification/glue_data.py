@@ -414,7 +414,8 @@ def describe_task(arguments: DataArguments, datasets: DatasetDict) -> dict[str, 
     text_pair = TEXT_COLUMNS[1] in next(iter(datasets.values())).column_names
     if arguments.task is None or arguments.has_own_files or arguments.dataset_name:
         return {**describe_dataset(arguments), "text_pair": text_pair}
-    part = "" if arguments.max_eval_samples is None else f" (the first {arguments.max_eval_samples:,} rows)"
+    most, rows = arguments.max_eval_samples, len(datasets.get("validation", ()))
+    part = f" (the first {most:,} rows)" if most is not None and rows == most else ""
     return {
         "language": "en",
         "dataset_tags": GLUE_ON_THE_HUB,

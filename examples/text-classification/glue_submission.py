@@ -84,7 +84,8 @@ def write_test_predictions(
     trainer: Trainer, splits: DatasetDict, data: DataArguments, names: Sequence[str] | None, output: Path
 ) -> None:
     """
-    Predicts the test splits into `output`; those of GLUE tasks in the form and under the names that the server takes.
+    Predicts the test splits into `output`: those of GLUE tasks in the form and under the names that the server takes,
+    own rows with the names of their labels into `predictions_test.tsv`.
     """
     for split in [name for name in splits if name.startswith("test")]:
         rows = splits[split].remove_columns([name for name in ("label",) if name in splits[split].column_names])
@@ -93,7 +94,7 @@ def write_test_predictions(
         found = logits.squeeze(-1) if names is None else logits.argmax(-1)
         if not trainer.is_world_process_zero():
             continue
-        if data.task is not None and (data.test_file is None or data.has_own_files):
+        if data.task is not None and data.test_file is None:
             write_glue_submission(output / data.task.submission_file(split), data.task_name, found, names)
         else:
             words = [f"{float(value):.4f}" if names is None else names[int(value)] for value in found]

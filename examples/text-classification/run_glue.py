@@ -10,7 +10,8 @@ Fine-tunes any encoder, MoS subnets included, on a GLUE task or own files, with 
         --teacher_name_or_path runs/mrpc-teacher --num_train_epochs 5 --learning_rate 5e-5
 
 One .json or .yaml file of arguments may come first. The same command continues a run that was stopped. `--do_predict`
-writes the test rows' predictions as the GLUE server takes them (CoLA.tsv, MNLI-m.tsv, …).
+writes the test rows' predictions as the GLUE server takes them (CoLA.tsv, MNLI-m.tsv, …), or those of your own rows in
+`--test_file`, which may stand beside a task, to predictions_test.tsv.
 
 A model that was fine-tuned for another number of labels, such as MNLI's before RTE, keeps all weights but those of the
 classifier's last layer.
