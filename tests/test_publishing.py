@@ -197,14 +197,28 @@ def test_of_two_written_cards_none_is_lost(monkeypatch, tmp_path, caplog):
     assert keep("first", "second") == {"README.md": "second", **aside}
 
 
-def test_folders_that_cannot_be_published(hub, tmp_path):
-    save = tiny_supernet("masked-lm").save_pretrained
-    save(tmp_path)
+@pytest.mark.parametrize(
+    "missing", ["configuration_mos.py", "architecture.py"]
+)  # the one is named, the other imported
+def test_folders_that_cannot_be_published(tmp_path, missing):
+    tiny_supernet("masked-lm").save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="has no card; make one with `write_model_card`, or publish the loaded"):
         push_folder_to_hub(tmp_path, "me/nothing")
-    (tmp_path / "configuration_mos.py").unlink()
-    with pytest.raises(ValueError, match="has no configuration_mos.py, which its config.json names; save the model"):
+    (tmp_path / missing).unlink()
+    with pytest.raises(ValueError, match=f"has no {missing}, which its model needs; save the model there again"):
         push_folder_to_hub(tmp_path, "me/nothing")
+
+
+def test_code_of_another_version_is_named(tmp_path, monkeypatch, caplog):
+    own, there = tmp_path / "own", tmp_path / "there"
+    for folder, end in ((own, ""), (there, "# later\n")):
+        folder.mkdir()
+        (folder / "architecture.py").write_text(f"pass\n{end}")
+        (folder / "conversion.py").write_text("pass\n")
+    monkeypatch.setattr(HfApi, "hf_hub_download", lambda self, name, file, revision: there / file)
+    publishing._check_code(HfApi(), own, "me/code", "main")
+    (record,) = [record.getMessage() for record in caplog.records]
+    assert record.startswith("architecture.py of 'me/code' are not of the version that is installed here")
 
 
 def test_the_method_of_transformers(hub):

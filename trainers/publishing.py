@@ -28,7 +28,7 @@ from .model_cards import CARD_NAME, MARKER, as_list, has_custom_code, hub_name, 
 logger = logging.get_logger(__name__)
 
 # What Trainer leaves out, and what is in a checkpoint beside the model.
-UNPUBLISHED_FILES = ("_*", f"{PREFIX_CHECKPOINT_DIR}-*", "optimizer*", "scheduler.pt", "scaler.pt", "rng_state*.pth")
+UNPUBLISHED_FILES = ("_*", f"{PREFIX_CHECKPOINT_DIR}-*", "optimizer.*", "scheduler.pt", "scaler.pt", "rng_state*.pth")
 
 
 def push_to_hub(
@@ -154,12 +154,14 @@ def _check_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise ValueError(f"There is no model in {str(folder)!r}, which has no config.json; give the folder of one.")
     code = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("auto_map") or {}
-    modules = {f"{reference.partition('.')[0]}.py" for reference in code.values() if "--" not in reference}
-    missing = sorted(name for name in modules if not (folder / name).is_file())
-    if missing:
+    try:
+        for reference in code.values():
+            if isinstance(reference, str) and "--" not in reference:  # others are of another repository
+                get_relative_import_files(folder / f"{reference.partition('.')[0]}.py")
+    except FileNotFoundError as error:
         raise ValueError(
-            f"{str(folder)!r} has no {', '.join(missing)}, which its config.json names; save the model there again."
-        )
+            f"{str(folder)!r} has no {Path(error.filename).name}, which its model needs; save the model there again."
+        ) from None
     if not (folder / CARD_NAME).is_file():
         raise ValueError(
             f"{str(folder)!r} has no card; make one with `write_model_card`, or publish the loaded model with "
