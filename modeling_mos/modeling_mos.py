@@ -44,7 +44,9 @@ from .modeling_mos_subnet import (
     QuestionAnsweringHeadMixin,
     SequenceClassificationHeadMixin,
     TokenClassificationHeadMixin,
+    adds_in_place,
     check_inputs,
+    leading,
     requested_outputs,
 )
 
@@ -108,7 +110,9 @@ def mix_experts(experts: torch.Tensor, probabilities: torch.Tensor | None, *size
         `torch.Tensor` of shape `sizes`.
     """
     if len(experts) == 1:
-        return experts.squeeze(0)[tuple(map(slice, sizes))]
+        return leading(experts, None, *sizes).squeeze(0)
+    if adds_in_place(experts):
+        experts = leading(experts, None, *sizes)
     return MixExperts.apply(experts, probabilities.to(experts.dtype), *sizes)
 
 
@@ -324,9 +328,8 @@ def merge_bottlenecks(before: ElasticLinear, after: ElasticLinear, width: int, n
     Returns:
         Weight of shape `(next_width, width)` and bias of shape `(next_width,)`.
     """
-    weight = after.weight[:next_width] @ before.weight[:, :width]
-    bias = after.weight[:next_width] @ before.bias + after.bias[:next_width]
-    return weight, bias
+    entering = leading(after.weight, next_width)
+    return entering @ leading(before.weight, None, width), entering @ before.bias + leading(after.bias, next_width)
 
 
 def cross_bottlenecks(

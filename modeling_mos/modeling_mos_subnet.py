@@ -8,10 +8,13 @@ layer's width, post-norm self-attention and feed-forward at width d_l; after the
 `hidden_size`. The embeddings, the heads and the slicing layers below are shared with the supernet.
 """
 
+import contextlib
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
@@ -36,12 +39,121 @@ def eager_attention_forward(*args, **kwargs) -> tuple[torch.Tensor, torch.Tensor
     return eager_attention_forward(*args, **kwargs)
 
 
+def dropout_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float,
+    scaling: float,
+    **kwargs,
+) -> tuple[torch.Tensor, None]:
+    """
+    Scaled dot product attention with dropout for CPUs, where PyTorch has no fused kernel with it either: its random
+    numbers, one after the other, were a sixth of the smallest subnet's training step. 16 bits for each entry do.
+    """
+    scores = (query * scaling) @ key.transpose(-1, -2)
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    elif attention_mask is not None:
+        scores = scores + attention_mask
+    dropped = round(dropout * 2**16)
+    bits = torch.empty(-(-scores.numel() // 4), dtype=torch.int64, device=scores.device).random_(-(2**63), None)
+    kept = (bits.view(torch.int16)[: scores.numel()] >= dropped - 2**15).view(scores.shape)
+    context = (scores.softmax(dim=-1) * kept) @ (value / (1 - dropped / 2**16))
+    return context.transpose(1, 2), None
+
+
+_IN_PLACE = ContextVar("add_gradients_in_place", default=False)
+
+
+@contextlib.contextmanager
+def add_gradients_in_place():
+    """
+    Inside, gradients of a few entries of a parameter (see [`leading`] and [`WordEmbedding`]) go straight into
+    `parameter.grad`, where there is one. Otherwise autograd pads each with zeros to the parameter's size, and adds all
+    of that: a seventh of a narrow path's training step.
+
+    For a forward pass and its `loss.backward()` whose gradients stay local: nothing tells DistributedDataParallel and
+    the like that these parameters have got theirs, and `torch.autograd.grad` does not find them.
+    """
+    token = _IN_PLACE.set(True)
+    try:
+        yield
+    finally:
+        _IN_PLACE.reset(token)
+
+
+def adds_in_place(parameter: torch.Tensor) -> bool:
+    """Whether [`add_gradients_in_place`] holds, there is a gradient to add to, and no hook waits for a new one."""
+    if torch.compiler.is_compiling() or not (_IN_PLACE.get() and torch.is_grad_enabled()):
+        return False
+    if not (parameter.is_leaf and parameter.requires_grad) or parameter.grad is None:
+        return False
+    return not (parameter._backward_hooks or parameter._post_accumulate_grad_hooks)
+
+
+class LeadingInPlace(torch.autograd.Function):
+    """[`leading`] of a parameter that adds its gradients in place."""
+
+    @staticmethod
+    def forward(ctx, parameter: torch.Tensor, taken: tuple[slice, ...]) -> torch.Tensor:
+        ctx.parameter, ctx.taken = parameter, taken
+        return parameter[taken]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: torch.Tensor):
+        ctx.parameter.grad[ctx.taken].add_(gradient)
+        return None, None
+
+
+def leading(parameter: torch.Tensor, *sizes: int | None) -> torch.Tensor:
+    """The first entries of each dimension, all of them where a size is `None`: a view of `parameter`."""
+    taken = tuple(map(slice, sizes))
+    part = parameter[taken]
+    if part.shape != parameter.shape and adds_in_place(parameter):
+        return LeadingInPlace.apply(parameter, taken)
+    return part
+
+
+class EmbedInPlace(torch.autograd.Function):
+    """An embedding that adds its gradients in place."""
+
+    @staticmethod
+    def forward(ctx, weight: torch.Tensor, ids: torch.Tensor, padding_idx: int | None) -> torch.Tensor:
+        ctx.weight, ctx.padding_idx = weight, padding_idx
+        ctx.save_for_backward(ids)
+        return F.embedding(ids, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: torch.Tensor):
+        (ids,) = ctx.saved_tensors
+        rows = ids.flatten()
+        if ctx.padding_idx is not None:  # which learns nothing
+            gradient = gradient.masked_fill((ids == ctx.padding_idx).unsqueeze(-1), 0)
+        ctx.weight.grad.index_add_(0, rows, gradient.reshape(len(rows), -1))
+        return None, None, None
+
+
+class WordEmbedding(nn.Embedding):
+    """`nn.Embedding`, whose gradient of a few rows need not be as large as the vocabulary on a CPU."""
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        # Elsewhere, the order in which rows are added is not the same in every run.
+        if ids.device.type == "cpu" and adds_in_place(self.weight):
+            return EmbedInPlace.apply(self.weight, ids, self.padding_idx)
+        return super().forward(ids)
+
+
 class ElasticLinear(nn.Linear):
     """A linear layer that can act as its own top-left slice: inputs are sliced to the width they arrive at."""
 
     def forward(self, hidden: torch.Tensor, out_features: int | None = None) -> torch.Tensor:
-        bias = self.bias if self.bias is None else self.bias[:out_features]
-        return F.linear(hidden, self.weight[:out_features, : hidden.shape[-1]], bias)
+        bias = self.bias if self.bias is None else leading(self.bias, out_features)
+        return F.linear(hidden, leading(self.weight, out_features, hidden.shape[-1]), bias)
 
 
 class ElasticLayerNorm(nn.LayerNorm):
@@ -83,14 +195,17 @@ class MosAttentionBase(nn.Module):
         query, key, value = (
             states.view(batch, tokens, num_heads, width // num_heads).transpose(1, 2) for states in (query, key, value)
         )
+        dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
         interface = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        if 0 < dropout < 1 and self.config._attn_implementation == "sdpa" and query.device.type == "cpu":
+            interface = dropout_attention_forward
         context, weights = interface(
             self,
             query,
             key,
             value,
             attention_mask,
-            dropout=self.config.attention_probs_dropout_prob if self.training else 0.0,
+            dropout=dropout,
             scaling=(width // num_heads) ** -0.5,
             **kwargs,
         )
@@ -104,7 +219,7 @@ class MosEmbeddings(nn.Module):
         super().__init__()
         self.padding_idx = config.pad_token_id
         self.roberta_layout = config.roberta_layout
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.word_embeddings = WordEmbedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
         self.position_embeddings = nn.Embedding(
             config.max_position_embeddings,
             config.hidden_size,

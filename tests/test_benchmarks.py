@@ -161,11 +161,12 @@ def test_routing(run, tmp_path, capsys):
         assert 0 < found["narrow_share"] < 1 and found["flops_share"] > 0
         assert list(found["batch_sizes"]) == ["1", "4"]
         for entry in found["batch_sizes"].values():
-            assert_spread(entry["speedup"])
+            assert list(entry["seconds"]) == ["plain", "routed", "packed"]
             share = found["flops_share"]
-            assert entry["of_limit"] == pytest.approx(
-                {name: share * ratio for name, ratio in entry["speedup"].items()}
-            )
+            for end in ("", "_unpacked"):
+                assert_spread(entry[f"speedup{end}"])
+                expected = {name: share * ratio for name, ratio in entry[f"speedup{end}"].items()}
+                assert entry[f"of_limit{end}"] == pytest.approx(expected)
     training = results["training"]
     assert_spread(training["flops_share"])
     assert_spread(training["time_over_plain"])

@@ -4,6 +4,7 @@
 
 import contextlib
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from accelerate import Accelerator
@@ -32,7 +33,10 @@ def _no_sync(accelerator: Accelerator, model: nn.Module):
 
 
 def run_backward_passes(
-    trainer: Trainer, model: nn.Module, passes: Sequence[Callable[[], torch.Tensor]]
+    trainer: Trainer,
+    model: nn.Module,
+    passes: Sequence[Callable[[], torch.Tensor]],
+    in_place: Callable[[], AbstractContextManager],
 ) -> torch.Tensor:
     """
     Runs each pass and back-propagates its loss. Gradients are reduced across processes once an optimizer step; the
@@ -42,6 +46,7 @@ def run_backward_passes(
         trainer (`Trainer`): Whose step it is.
         model (`nn.Module`): The wrapped model.
         passes (`Sequence[Callable]`): Each runs the model and returns its share of the step's loss.
+        in_place (`Callable`): The `add_gradients_in_place` of the model's family, which is used where it may be.
 
     Returns:
         `torch.Tensor`: the summed loss, detached.
@@ -52,7 +57,14 @@ def run_backward_passes(
     total = torch.zeros((), device=trainer.args.device)
     for position, run in enumerate(passes):
         last = position == len(passes) - 1
-        with contextlib.nullcontext() if last else _no_sync(accelerator, model):
+        # What DistributedDataParallel reduces, it has to hear of.
+        alone = accelerator.distributed_type == DistributedType.NO and not isinstance(model, DistributedDataParallel)
+        local = alone or isinstance(model, DistributedDataParallel) and not last
+        with contextlib.ExitStack() as contexts:
+            if not last:
+                contexts.enter_context(_no_sync(accelerator, model))
+            if local:
+                contexts.enter_context(in_place())
             loss = run()
             accelerator.backward(loss)
         total += loss.detach()

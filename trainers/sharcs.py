@@ -21,7 +21,7 @@ from transformers.trainer_utils import EvalPrediction, seed_worker, speed_metric
 from transformers.utils import is_sklearn_available, logging
 
 from modeling_sharcs.calibration import candidate_prices, mean_flops, row_shares, share_of_full
-from modeling_sharcs.modeling_sharcs import choose_widths
+from modeling_sharcs.modeling_sharcs import add_gradients_in_place, choose_widths
 
 from .arguments import SharcsTrainingArguments
 from .checkpoints import StagedCheckpointMixin
@@ -494,7 +494,7 @@ class SharcsTrainer(PublishingMixin, LossComponentsMixin, OrderedEvaluationMixin
             passes = [idle, idle, *passes]
             self._recorded = model
         passes[-1] = functools.partial(self._reach_every_parameter, passes[-1])
-        return run_backward_passes(self, model, passes)
+        return run_backward_passes(self, model, passes, add_gradients_in_place)
 
     def _reach_every_parameter(self, run) -> torch.Tensor:
         # What a pass may leave out: the router, before it has targets, and the entry, on the widest path.

@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 from modeling_mos import Architecture
 from modeling_mos.modeling_mos import MosBottleneck
+from modeling_mos.modeling_mos_subnet import add_gradients_in_place
 
 from .arguments import SupernetTrainingArguments
 from .components import LossComponentsMixin
@@ -160,7 +161,8 @@ class SupernetTrainer(LossComponentsMixin, MaskedLMTrainer):
                 loss = loss / self.current_gradient_accumulation_steps
             return loss
 
-        return run_backward_passes(self, model, [functools.partial(run, name) for name in order])
+        passes = [functools.partial(run, name) for name in order]
+        return run_backward_passes(self, model, passes, add_gradients_in_place)
 
     def _normalised_by_items(self, num_items_in_batch: torch.Tensor | int | None) -> bool:
         return self.model_accepts_loss_kwargs and num_items_in_batch is not None

@@ -15,11 +15,12 @@ your own see benchmark_sharcs.py.
 
     --parts inference   Routed batches against the plain model on the same batches, at a price at which the wanted
                         share of rows goes narrow. `of_limit` is the speed-up as a share of what FLOPs promise at the
-                        rows' own lengths.
+                        rows' own lengths. The narrow path is packed (`pack_narrow_paths`), and `_unpacked` not.
     --parts training    Epochs of SharcsTrainer against epochs of the plain model on the same rows. `over_flops` is the
                         ratio of their times over that of their counted FLOPs.
 """
 
+import copy
 import json
 import random
 import sys
@@ -121,13 +122,15 @@ def benchmark_inference(
     options: RoutingBenchmarkArguments,
     timing: Timing,
 ) -> dict[str, Any]:
-    """The same batches through both models, for every batch size."""
+    """The same batches through the plain model and the routed one, its narrow paths packed or not."""
     plain.eval(), routed.eval()
+    packed = copy.deepcopy(routed).pack_narrow_paths()
     table = routed.calibrate(make_batches(rows, 32, None, 0, routed.device))["table"]
     setting = min(table, key=lambda entry: abs(entry["rows_per_width"][0] - options.narrow_share))
     contestants = {
         "plain": lambda batch: plain(**batch),
         "routed": lambda batch: routed(**batch, router_price=setting["price"]),
+        "packed": lambda batch: packed(**batch, router_price=setting["price"]),
     }
     results: dict[str, Any] = {
         "mean_length": sum(map(len, rows)) / len(rows),
@@ -141,8 +144,10 @@ def benchmark_inference(
         seconds = {name: totals(rounds) for name, rounds in times.items()}
         results["batch_sizes"][str(size)] = {
             "seconds": {name: spread(taken) for name, taken in seconds.items()},
-            "speedup": compare(seconds["plain"], seconds["routed"]),
-            "of_limit": compare([taken * setting["share"] for taken in seconds["plain"]], seconds["routed"]),
+            "speedup": compare(seconds["plain"], seconds["packed"]),
+            "of_limit": compare([taken * setting["share"] for taken in seconds["plain"]], seconds["packed"]),
+            "speedup_unpacked": compare(seconds["plain"], seconds["routed"]),
+            "of_limit_unpacked": compare([taken * setting["share"] for taken in seconds["plain"]], seconds["routed"]),
         }
     return results
 
@@ -260,10 +265,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         plot_speedups(
             {
                 f"{lengths} lengths; FLOPs promise {1 / found['flops_share']:.2f}": {
-                    "routed": {
-                        int(size): tuple(entry["speedup"][name] for name in ("median", "lowest", "highest"))
+                    name: {
+                        int(size): tuple(entry[key][bound] for bound in ("median", "lowest", "highest"))
                         for size, entry in found["batch_sizes"].items()
                     }
+                    for name, key in (("packed", "speedup"), ("not packed", "speedup_unpacked"))
                 }
                 for lengths, found in results["inference"].items()
             },

@@ -152,6 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         # A router takes random tokens for something else than text.
         logger.info("The model is calibrated on the rows that are timed.")
         model.calibrate(batches)
+    model.pack_narrow_paths()
     scores, lengths = record(model, batches)
     widest = model.config.width_multipliers[-1]
     contestants: dict[str, Callable[[dict], Any]] = {"widest": lambda batch: model(**batch, width=widest)}

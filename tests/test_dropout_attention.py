@@ -1,0 +1,96 @@
+# Copyright 2026 The elastic-encoders authors.
+# Licensed under the Apache License, Version 2.0: http://www.apache.org/licenses/LICENSE-2.0
+"""Attention with dropout on a CPU: what scaled_dot_product_attention computes, with cheaper random numbers."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from modeling_mos import modeling_mos_subnet
+from modeling_mos.modeling_mos_subnet import dropout_attention_forward
+from testing_utils import FAMILIES, assert_close, main_outputs, make_batch, make_targets, scalar
+
+
+def attend(dropout: float, mask: torch.Tensor | None = None, tokens: int = 7, batch: int = 3):
+    """Context and its parts where every token looks at all others alike and values are the unit vectors."""
+    flat = torch.zeros(batch, 5, tokens, tokens)
+    values = torch.eye(tokens).expand_as(flat)
+    context, weights = dropout_attention_forward(None, flat, flat, values, mask, dropout=dropout, scaling=1.0)
+    assert weights is None and context.shape == (batch, tokens, 5, tokens)
+    return context
+
+
+@pytest.mark.parametrize("dropout", [0.1, 0.5, 0.93])
+def test_entries_are_dropped_or_scaled(dropout):
+    torch.manual_seed(0)
+    context = attend(dropout, tokens=31, batch=20)  # 96,100 entries
+    kept = context != 0
+    # Scaled by what 16 bits make of the probability.
+    assert_close(context[kept] * 31, torch.full_like(context[kept], 1 / (1 - dropout)), rtol=2e-4, atol=0)
+    assert (~kept).float().mean() == pytest.approx(dropout, abs=5e-3)
+    # Neither rows nor neighbours share their draws: as many pairs are dropped as of independent ones.
+    both = (~kept[..., 1:] & ~kept[..., :-1]).float().mean()
+    assert both == pytest.approx(dropout**2, abs=1e-2)
+    assert kept.float().mean(dim=(0, 2, 3)).std() < 0.05
+
+
+def test_draws_follow_the_seed():
+    contexts = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        contexts.append(attend(0.5))
+    assert torch.equal(contexts[0], contexts[1]) and not torch.equal(contexts[0], contexts[2])
+
+
+@pytest.mark.parametrize("kind", [torch.bool, torch.float32])
+def test_masks(kind):
+    kept = torch.ones(3, 1, 7, 7, dtype=torch.bool)
+    kept[1, ..., 4:] = False
+    mask = kept if kind == torch.bool else torch.zeros(kept.shape).masked_fill(~kept, -torch.inf)
+    context = attend(0.5, mask)
+    assert (context[1, ..., 4:] == 0).all() and (context[1, ..., :4] > 0.4).any() and (context[0, ..., 4:] > 0).any()
+
+
+def test_without_draws_it_is_scaled_dot_product_attention():
+    query, key, value = (torch.randn(3, 2, 7, 5, dtype=torch.double) for _ in range(3))
+    mask = torch.rand(3, 1, 7, 7) > 0.3
+    mask[..., 0] = True
+    # A probability that 16 bits cannot hold drops nothing.
+    context, _ = dropout_attention_forward(None, query, key, value, mask, dropout=1e-9, scaling=0.7)
+    expected = F.scaled_dot_product_attention(query, key, value, mask, scale=0.7)
+    assert_close(context.transpose(1, 2), expected, atol=1e-12)
+
+
+def test_gradients_go_through_what_is_kept():
+    inputs = [torch.randn(1, 1, 3, 2, dtype=torch.double, requires_grad=True) for _ in range(3)]
+
+    def run(*given):
+        torch.manual_seed(0)
+        return dropout_attention_forward(None, *given, None, dropout=0.4, scaling=0.5)[0]
+
+    torch.autograd.gradcheck(run, inputs)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", ["mos", "mos-subnet"])
+def test_models_use_it_in_training_only(family, attention, monkeypatch):
+    made = next(known for known in FAMILIES if known.name == family).model("masked-lm", "bert", attention)
+    seen = []
+    monkeypatch.setattr(
+        modeling_mos_subnet,
+        "dropout_attention_forward",
+        lambda *args, **kwargs: seen.append(kwargs["dropout"]) or dropout_attention_forward(*args, **kwargs),
+    )
+    batch = {**make_batch(made.config), **make_targets("masked-lm", made.config, (3, 11))}
+    with torch.no_grad():
+        main_outputs(made(**batch))
+    assert not seen
+    made.train()
+    scalar(made(**batch)).backward()
+    expected = [made.config.attention_probs_dropout_prob] * made.config.num_hidden_layers
+    assert seen == (expected if attention == "sdpa" else [])
+    seen.clear()
+    for rate in (0.0, 1.0):  # nothing to draw
+        made.config.attention_probs_dropout_prob = made.base_model.config.attention_probs_dropout_prob = rate
+        assert torch.isfinite(scalar(made(**batch)))
+    assert not seen

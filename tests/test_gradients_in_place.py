@@ -1,0 +1,180 @@
+# Copyright 2026 The elastic-encoders authors.
+# Licensed under the Apache License, Version 2.0: http://www.apache.org/licenses/LICENSE-2.0
+"""Gradients of parts of parameters, added in place: the same numbers, and only where nobody else waits for them."""
+
+import contextlib
+
+import pytest
+import torch
+from accelerate.utils import DistributedType
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from modeling_mos import modeling_mos_subnet
+from modeling_mos.modeling_mos import mix_experts
+from modeling_sharcs import modeling_sharcs
+from testing_utils import FAMILIES, assert_close, make_batch, make_targets, scalar
+from trainers import passes
+
+
+FAMILY_BY_NAME = {family.name: family for family in FAMILIES}
+CODE = {"mos": modeling_mos_subnet, "mos-uniform": modeling_mos_subnet, "sharcs": modeling_sharcs}
+MODELS = [(name, head) for name in CODE for head in FAMILY_BY_NAME[name].models if head != "base"]
+each_code = pytest.mark.parametrize("code", [modeling_mos_subnet, modeling_sharcs])
+
+
+def in_place(tensor: torch.Tensor) -> bool:
+    return "InPlace" in type(tensor.grad_fn).__name__
+
+
+def parameter_with_gradient(*shape: int) -> nn.Parameter:
+    parameter = nn.Parameter(torch.randn(shape))
+    parameter.grad = torch.randn(shape)
+    return parameter
+
+
+@each_code
+def test_a_part_adds_its_gradient_in_place(code):
+    parameter = parameter_with_gradient(5, 7)
+    before, own = parameter.grad, parameter.grad.clone()
+    with code.add_gradients_in_place():
+        part = code.leading(parameter, 3, 2)
+    assert in_place(part) and part.data_ptr() == parameter.data_ptr()
+    factor = torch.randn(3, 2)
+    (part * factor).sum().backward()
+    own[:3, :2] += factor
+    assert parameter.grad is before
+    assert_close(parameter.grad, own, atol=0, rtol=0)
+
+
+@each_code
+def test_where_a_part_is_an_ordinary_slice(code):
+    def ordinary(parameter, *sizes) -> bool:
+        part = code.leading(parameter, *sizes)
+        assert torch.equal(part, parameter[tuple(map(slice, sizes))])
+        return not in_place(part)
+
+    parameter = parameter_with_gradient(5, 7)
+    assert ordinary(parameter, 3, 2)
+    with code.add_gradients_in_place():
+        assert not ordinary(parameter, 3) and not ordinary(parameter, None, 2)
+        assert ordinary(parameter, 5, None) and ordinary(parameter)  # all of it
+        assert ordinary(nn.Parameter(torch.randn(5, 7)), 3, 2)  # nothing to add to
+        assert ordinary(parameter * 1, 3, 2)  # no parameter
+        with torch.no_grad():
+            assert ordinary(parameter, 3, 2)
+        for register in (parameter.register_hook, parameter.register_post_accumulate_grad_hook):
+            handle = register(lambda *args: None)
+            assert ordinary(parameter, 3, 2)
+            handle.remove()
+        assert not ordinary(parameter, 3, 2)
+        parameter.requires_grad_(False)
+        assert ordinary(parameter, 3, 2)
+    assert ordinary(parameter.requires_grad_(), 3, 2)
+
+
+@each_code
+@pytest.mark.parametrize("padding", [None, 0])
+def test_an_embedding_adds_its_gradient_in_place(code, padding):
+    embedding = code.WordEmbedding(11, 3, padding_idx=padding)
+    ids, factor = torch.tensor([[1, 4, 1], [0, 10, 0]]), torch.randn(2, 3, 3)
+    start = torch.randn(11, 3)
+    found = []
+    for context in (contextlib.nullcontext(), code.add_gradients_in_place()):
+        embedding.weight.grad = start.clone()
+        with context:
+            embedded = embedding(ids)
+        assert torch.equal(embedded, F.embedding(ids, embedding.weight))
+        assert in_place(embedded) == bool(found)
+        (embedded * factor).sum().backward()
+        found.append(embedding.weight.grad)
+    assert_close(found[1], found[0], atol=1e-6)
+    assert torch.equal(found[1][0], start[0]) == (padding == 0)
+
+
+@pytest.mark.parametrize("num_experts", [1, 2, 3])
+def test_mixed_experts(num_experts):
+    experts, probabilities = nn.Parameter(torch.randn(num_experts, 5, 7)), torch.randn(3, num_experts).softmax(-1)
+    start, factor, found = torch.randn(num_experts, 5, 7), torch.randn(3, 2), []
+    for context in (contextlib.nullcontext(), modeling_mos_subnet.add_gradients_in_place()):
+        experts.grad, given = start.clone(), probabilities.clone().requires_grad_()
+        with context:
+            mixed = mix_experts(experts, given, 3, 2)
+        (mixed * factor).sum().backward()
+        found.append((mixed.detach(), experts.grad, given.grad if num_experts > 1 else start))
+    for first, second in zip(*found, strict=True):
+        assert_close(second, first, atol=1e-6)
+
+
+def train_all(model, batches, checkpointing: bool, context) -> dict[str, torch.Tensor]:
+    """Gradients after a pass of each, the widest, the narrowest and others, without dropout."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    model.config.attention_probs_dropout_prob = model.base_model.config.attention_probs_dropout_prob = 0.0
+    model.train()
+    if checkpointing:
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+    for batch in batches:
+        with context():
+            scalar(model(**batch)).backward()
+    return {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+
+
+@pytest.mark.parametrize("family, head", MODELS)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_models_get_the_same_gradients(family, head, checkpointing, monkeypatch):
+    code, found, parts = CODE[family], [], []
+    backward = code.LeadingInPlace.backward
+    monkeypatch.setattr(code.LeadingInPlace, "backward", lambda *args: parts.append(1) or backward(*args))
+    for context in (contextlib.nullcontext, code.add_gradients_in_place):
+        model = FAMILY_BY_NAME[family].model(head, "bert")
+        variants = FAMILY_BY_NAME[family].variants(model)
+        targets = make_targets(head, model.config, (3, 11))
+        batches = [{**make_batch(model.config), **targets, **variant} for variant in variants]
+        assert not parts
+        found.append(train_all(model, batches, checkpointing, context))
+    assert len(parts) > 10
+    assert found[0].keys() == found[1].keys()
+    for name, expected in found[0].items():
+        assert_close(found[1][name], expected, atol=1e-6)
+
+
+class FakeTrainer:
+    """What `run_backward_passes` asks a trainer for."""
+
+    class args:
+        device = torch.device("cpu")
+
+    class accelerator:
+        distributed_type = DistributedType.NO
+
+        @staticmethod
+        def no_sync(model):
+            return contextlib.nullcontext()
+
+        @staticmethod
+        def backward(loss):
+            loss.backward()
+
+
+@pytest.mark.parametrize("wrapped", [False, True, "elsewhere"])
+def test_only_gradients_that_stay_local(wrapped, monkeypatch):
+    layer, seen = nn.Linear(2, 1), []
+    if wrapped == "elsewhere":  # a backend that we know nothing of
+        monkeypatch.setattr(FakeTrainer.accelerator, "distributed_type", DistributedType.FSDP)
+    if wrapped is True:
+        model = DistributedDataParallel.__new__(DistributedDataParallel)
+        monkeypatch.setattr(DistributedDataParallel, "no_sync", lambda self: contextlib.nullcontext())
+    else:
+        model = layer
+
+    def run() -> torch.Tensor:
+        seen.append(modeling_sharcs._IN_PLACE.get())
+        return layer(torch.ones(1, 2)).sum()
+
+    total = passes.run_backward_passes(FakeTrainer, model, [run] * 3, modeling_sharcs.add_gradients_in_place)
+    assert seen == {False: [True, True, True], True: [True, True, False], "elsewhere": [False] * 3}[wrapped]
+    assert_close(total, 3 * layer(torch.ones(1, 2)).sum())
+    assert not modeling_sharcs._IN_PLACE.get()
