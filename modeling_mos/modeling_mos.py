@@ -63,9 +63,10 @@ class MixExperts(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, experts: torch.Tensor, probabilities: torch.Tensor, *sizes: int) -> torch.Tensor:
-        ctx.save_for_backward(experts, probabilities)
-        ctx.taken = (slice(None), *map(slice, sizes))
+        ctx.taken, ctx.shape = (slice(None), *map(slice, sizes)), experts.shape
         taken = experts[ctx.taken]
+        # The part only: whether `experts` is one already may differ when a checkpointed layer is run again.
+        ctx.save_for_backward(taken, probabilities)
         weights = _by_expert(probabilities, taken)
         if len(taken) == 2:
             return torch.lerp(taken[0], taken[1], weights[1])  # one pass over both
@@ -77,13 +78,12 @@ class MixExperts(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: torch.Tensor):
-        experts, probabilities = ctx.saved_tensors
-        taken = experts[ctx.taken]
+        taken, probabilities = ctx.saved_tensors
         # Every entry is written once: inside the slice by the product, outside, where there is no gradient, by zeros.
-        of_experts = torch.empty_like(experts)
+        of_experts = taken.new_empty(ctx.shape)
         torch.mul(gradient, _by_expert(probabilities, taken), out=of_experts[ctx.taken])
         for axis, size in enumerate(taken.shape):
-            of_experts.narrow(axis, size, experts.shape[axis] - size).zero_()
+            of_experts.narrow(axis, size, ctx.shape[axis] - size).zero_()
         rows = len(gradient)
         # As a matrix product, the scalar products of rows need no temporary as large as the experts.
         of_probabilities = torch.einsum("rc,erc->re", gradient.reshape(rows, -1), taken.reshape(len(taken), rows, -1))
@@ -111,7 +111,7 @@ def mix_experts(experts: torch.Tensor, probabilities: torch.Tensor | None, *size
     """
     if len(experts) == 1:
         return leading(experts, None, *sizes).squeeze(0)
-    if adds_in_place(experts):
+    if adds_in_place(experts):  # otherwise, MixExperts makes the gradient of full size in one go
         experts = leading(experts, None, *sizes)
     return MixExperts.apply(experts, probabilities.to(experts.dtype), *sizes)
 

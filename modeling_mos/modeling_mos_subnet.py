@@ -39,6 +39,11 @@ def eager_attention_forward(*args, **kwargs) -> tuple[torch.Tensor, torch.Tensor
     return eager_attention_forward(*args, **kwargs)
 
 
+def has_costly_dropout(query: torch.Tensor) -> bool:
+    """Whether [`dropout_attention_forward`] serves better; it is less exact in half precision, and breaks graphs."""
+    return query.device.type == "cpu" and query.dtype == torch.float32 and not torch.compiler.is_compiling()
+
+
 def dropout_attention_forward(
     module: nn.Module,
     query: torch.Tensor,
@@ -51,14 +56,15 @@ def dropout_attention_forward(
 ) -> tuple[torch.Tensor, None]:
     """
     Scaled dot product attention with dropout for CPUs, where PyTorch has no fused kernel with it either: its random
-    numbers, one after the other, were a sixth of the smallest subnet's training step. 16 bits for each entry do.
+    numbers, one after the other, were a sixth of the smallest subnet's training step. 16 bits for each entry do. A
+    query that may see no key gets the mean of all values here, zeros there.
     """
     scores = (query * scaling) @ key.transpose(-1, -2)
     if attention_mask is not None and attention_mask.dtype == torch.bool:
         scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
     elif attention_mask is not None:
         scores = scores + attention_mask
-    dropped = round(dropout * 2**16)
+    dropped = min(round(dropout * 2**16), 2**16 - 1)
     bits = torch.empty(-(-scores.numel() // 4), dtype=torch.int64, device=scores.device).random_(-(2**63), None)
     kept = (bits.view(torch.int16)[: scores.numel()] >= dropped - 2**15).view(scores.shape)
     context = (scores.softmax(dim=-1) * kept) @ (value / (1 - dropped / 2**16))
@@ -75,8 +81,8 @@ def add_gradients_in_place():
     `parameter.grad`, where there is one. Otherwise autograd pads each with zeros to the parameter's size, and adds all
     of that: a seventh of a narrow path's training step.
 
-    For a forward pass and its `loss.backward()` whose gradients stay local: nothing tells DistributedDataParallel and
-    the like that these parameters have got theirs, and `torch.autograd.grad` does not find them.
+    For a forward pass and its `loss.backward()` whose gradients stay local, to one process or one pass: what reduces
+    gradients is not given these. Nor is `torch.autograd.grad`, which would change `parameter.grad` all the same.
     """
     token = _IN_PLACE.set(True)
     try:
@@ -109,13 +115,16 @@ class LeadingInPlace(torch.autograd.Function):
         return None, None
 
 
+def _is_part(parameter: torch.Tensor, sizes: tuple[int | None, ...]) -> bool:
+    return any(size is not None and size < whole for size, whole in zip(sizes, parameter.shape, strict=False))
+
+
 def leading(parameter: torch.Tensor, *sizes: int | None) -> torch.Tensor:
     """The first entries of each dimension, all of them where a size is `None`: a view of `parameter`."""
     taken = tuple(map(slice, sizes))
-    part = parameter[taken]
-    if part.shape != parameter.shape and adds_in_place(parameter):
+    if adds_in_place(parameter) and _is_part(parameter, sizes):
         return LeadingInPlace.apply(parameter, taken)
-    return part
+    return parameter[taken]
 
 
 class EmbedInPlace(torch.autograd.Function):
@@ -131,10 +140,9 @@ class EmbedInPlace(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradient: torch.Tensor):
         (ids,) = ctx.saved_tensors
-        rows = ids.flatten()
         if ctx.padding_idx is not None:  # which learns nothing
             gradient = gradient.masked_fill((ids == ctx.padding_idx).unsqueeze(-1), 0)
-        ctx.weight.grad.index_add_(0, rows, gradient.reshape(len(rows), -1))
+        ctx.weight.grad.index_add_(0, ids.flatten(), gradient.flatten(0, -2))
         return None, None, None
 
 
@@ -197,7 +205,7 @@ class MosAttentionBase(nn.Module):
         )
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
         interface = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        if 0 < dropout < 1 and self.config._attn_implementation == "sdpa" and query.device.type == "cpu":
+        if 0 < dropout < 1 and self.config._attn_implementation == "sdpa" and has_costly_dropout(query):
             interface = dropout_attention_forward
         context, weights = interface(
             self,

@@ -103,8 +103,8 @@ def add_gradients_in_place():
     `parameter.grad`, where there is one. Otherwise autograd pads each with zeros to the parameter's size, and adds all
     of that: a seventh of a narrow path's training step.
 
-    For a forward pass and its `loss.backward()` whose gradients stay local: nothing tells DistributedDataParallel and
-    the like that these parameters have got theirs, and `torch.autograd.grad` does not find them.
+    For a forward pass and its `loss.backward()` whose gradients stay local, to one process or one pass: what reduces
+    gradients is not given these. Nor is `torch.autograd.grad`, which would change `parameter.grad` all the same.
     """
     token = _IN_PLACE.set(True)
     try:
@@ -137,13 +137,16 @@ class LeadingInPlace(torch.autograd.Function):
         return None, None
 
 
+def _is_part(parameter: torch.Tensor, sizes: tuple[int | None, ...]) -> bool:
+    return any(size is not None and size < whole for size, whole in zip(sizes, parameter.shape, strict=False))
+
+
 def leading(parameter: torch.Tensor, *sizes: int | None) -> torch.Tensor:
     """The first entries of each dimension, all of them where a size is `None`: a view of `parameter`."""
     taken = tuple(map(slice, sizes))
-    part = parameter[taken]
-    if part.shape != parameter.shape and adds_in_place(parameter):
+    if adds_in_place(parameter) and _is_part(parameter, sizes):
         return LeadingInPlace.apply(parameter, taken)
-    return part
+    return parameter[taken]
 
 
 class EmbedInPlace(torch.autograd.Function):
@@ -159,10 +162,9 @@ class EmbedInPlace(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradient: torch.Tensor):
         (ids,) = ctx.saved_tensors
-        rows = ids.flatten()
         if ctx.padding_idx is not None:  # which learns nothing
             gradient = gradient.masked_fill((ids == ctx.padding_idx).unsqueeze(-1), 0)
-        ctx.weight.grad.index_add_(0, rows, gradient.reshape(len(rows), -1))
+        ctx.weight.grad.index_add_(0, ids.flatten(), gradient.flatten(0, -2))
         return None, None, None
 
 
@@ -407,6 +409,59 @@ class SharcsEntry(nn.Module):
         return self.norm(hidden, index)
 
 
+class PackedPaths:
+    """The packed layers of all narrow widths (by index) of a [`SharcsModel`], and what they are copies of."""
+
+    def __init__(self, model: "SharcsModel"):
+        config, layers = model.config, model.layers[model.config.router_layer :]
+        for module in _sources(layers):
+            if type(module) not in (SlicedLinear, WidthNorm):
+                raise ValueError(
+                    f"A routed layer holds a {type(module).__name__}, which cannot be packed: merge adapters first "
+                    "(`merge_and_unload()`)."
+                )
+        parameters = [parameter for module in _sources(layers) for parameter in module.parameters()]
+        devices = sorted({str(parameter.device) for parameter in parameters})
+        if len(devices) > 1 or devices == ["meta"]:
+            raise ValueError(
+                f"Paths are packed on one device, these weights are on {devices}: load without `device_map`."
+            )
+        if any(parameter.is_inference() for parameter in parameters):
+            raise ValueError(
+                "These weights were made in inference mode, whose changes PyTorch does not count: load the model "
+                "outside of `torch.inference_mode()`."
+            )
+        self.layers = {
+            index: [PackedLayer(layer, config.width_sizes(index), index) for layer in layers]
+            for index in range(len(config.width_multipliers) - 1)
+        }
+        self._stamp = self._stamp_of(model)
+
+    def agree_with(self, model: "SharcsModel") -> bool:
+        """Whether `model` still has the weights that were copied, as far as PyTorch counts changes."""
+        return self._stamp_of(model) == self._stamp
+
+    @staticmethod
+    def _stamp_of(model: "SharcsModel") -> list[tuple[int, int]]:
+        return [
+            (parameter.data_ptr(), parameter._version)
+            for module in _sources(model.layers[model.config.router_layer :])
+            for parameter in module._parameters.values()
+        ]
+
+
+def _sources(layers: nn.ModuleList) -> list[nn.Module]:
+    """The modules whose weights are packed; to look for them among all modules would take longer than a layer."""
+    return [
+        module
+        for layer in layers
+        for module in (
+            *(layer.attention.query, layer.attention.key, layer.attention.value, layer.attention.output),
+            *(layer.attention_norm, layer.intermediate, layer.output, layer.output_norm),
+        )
+    ]
+
+
 class SharcsPreTrainedModel(PreTrainedModel):
     """What all routed encoders share: conversion, widths and their costs, calibration and budgets."""
 
@@ -503,18 +558,22 @@ class SharcsPreTrainedModel(PreTrainedModel):
         """
         Copies the weights of each narrow path together, for evaluation without gradients, where products of few
         tokens with slices of large matrices wait for memory. A path of width w takes w² of the routed layers' memory
-        (6% at 0.25); nothing of it is saved. To be called on the device, and in the type, that is used.
+        (6% at 0.25); nothing of it is saved. To be called on the device, and in the type, that is used, and before a
+        calibration that measures latency. Compiled and exported models run as if it had not been called.
 
-        Copies that no longer agree with the weights, because those were trained, loaded, moved or copied since, are
-        dropped with a warning; changes through `tensor.data` cannot be seen: call it again after them.
+        The copies are dropped when training begins, with a warning when gradients are recorded or the weights were
+        loaded, moved, replaced or changed. Changes that PyTorch does not count (through `tensor.data`) cannot be seen:
+        call it again after them. Hooks of the routed layers' modules are not called.
 
         Returns:
             The model itself.
 
         Raises:
-            ValueError: if the layers are on different devices.
+            ValueError: if weights are elsewhere (several devices, offloaded), were made in inference mode, or modules
+                of the routed layers were replaced (adapters; merge them first).
         """
-        self.base_model.pack()
+        encoder = self.base_model
+        encoder.packed_paths = PackedPaths(encoder)
         return self
 
     # ---- costs ------------------------------------------------------------------------------------------------------
@@ -625,10 +684,7 @@ class SharcsModel(SharcsPreTrainedModel):
         self.router = SharcsRouter(config) if num_widths > 1 else None
         self.entry = SharcsEntry(config)
         self._costs = self.relative_costs()  # to read them from a configuration takes as long as a narrow layer
-        # No submodules, which would be saved: by index of the width, its layers, and the weights that they agree with.
-        self._packed: dict[int, list[PackedLayer]] = {}
-        self._packed_sources: list[dict[str, nn.Parameter]] = []
-        self._packed_stamp: list[tuple[int, int]] = []
+        self.packed_paths: PackedPaths | None = None
         self.post_init()
 
     def get_input_embeddings(self):
@@ -724,43 +780,27 @@ class SharcsModel(SharcsPreTrainedModel):
             width_indices=width_indices,
         )
 
-    def pack(self) -> None:
-        """See [`~SharcsPreTrainedModel.pack_narrow_paths`]."""
-        layers, config = self.layers[self.config.router_layer :], self.config
-        devices = {parameter.device for parameter in layers.parameters()}
-        if len(devices) > 1:
-            raise ValueError(
-                f"Paths can be packed on one device, the layers are on {len(devices)}: {sorted(map(str, devices))}; "
-                "load the model without `device_map`."
-            )
-        self._packed = {
-            index: [PackedLayer(layer, config.width_sizes(index), index) for layer in layers]
-            for index in range(len(config.width_multipliers) - 1)
-        }
-        # Looking for parameters in all modules would take longer than a small layer.
-        self._packed_sources = [module._parameters for module in layers.modules() if module._parameters]
-        self._packed_stamp = self._stamp()
-
-    def _stamp(self) -> list[tuple[int, int]]:
-        """What changes whenever PyTorch sees that a packed weight was changed."""
-        return [
-            (parameter.data_ptr(), 0 if parameter.is_inference() else parameter._version)
-            for parameters in self._packed_sources
-            for parameter in parameters.values()
-        ]
+    def train(self, mode: bool = True):
+        if mode:
+            self.packed_paths = None  # optimizers may change weights without PyTorch's notice, as fused ones do
+        return super().train(mode)
 
     def _packed_layers(self, index: int) -> list[PackedLayer] | None:
         """The packed layers of a width, where there are any that may serve."""
-        if index not in self._packed or self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        packed = self.packed_paths
+        if packed is None or index not in packed.layers or torch.compiler.is_compiling():
             return None
-        if self._stamp() != self._packed_stamp:
-            logger.warning(
-                "The weights are no longer those that `pack_narrow_paths()` copied (they were trained, loaded, moved, "
-                "or the model was copied): its copies are dropped. Call it again for their speed."
-            )
-            self._packed = {}
+        if getattr(self, "_is_replica", False):  # of DataParallel, perhaps on another device
             return None
-        return self._packed[index]
+        if torch.is_grad_enabled():
+            reason = "Gradients are recorded (`with torch.no_grad():` records none)"
+        elif not packed.agree_with(self):
+            reason = "The weights are no longer those that it copied (they were loaded, moved, replaced or changed)"
+        else:
+            return packed.layers[index]
+        logger.warning(f"{reason}: what `pack_narrow_paths()` copied is dropped. Call it again for its speed.")
+        self.packed_paths = None
+        return None
 
     def _run_routed_layers(self, hidden: torch.Tensor, mask: torch.Tensor | None, index: int, **kwargs):
         hidden = self.entry(hidden, index)

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from modeling_mos import modeling_mos_subnet
-from modeling_mos.modeling_mos_subnet import dropout_attention_forward
+from modeling_mos.modeling_mos_subnet import dropout_attention_forward, has_costly_dropout
 from testing_utils import FAMILIES, assert_close, main_outputs, make_batch, make_targets, scalar
 
 
@@ -59,6 +59,28 @@ def test_without_draws_it_is_scaled_dot_product_attention():
     context, _ = dropout_attention_forward(None, query, key, value, mask, dropout=1e-9, scaling=0.7)
     expected = F.scaled_dot_product_attention(query, key, value, mask, scale=0.7)
     assert_close(context.transpose(1, 2), expected, atol=1e-12)
+
+
+def test_every_probability_gives_numbers():
+    assert torch.isfinite(attend(1 - 2**-20)).all()
+
+
+def test_where_it_serves(monkeypatch):
+    query = torch.zeros(1)
+    assert has_costly_dropout(query)
+    assert not has_costly_dropout(query.bfloat16()) and not has_costly_dropout(query.to("meta"))
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert not has_costly_dropout(query)
+
+
+@pytest.mark.parametrize("family", ["mos", "mos-subnet"])
+def test_compiled_models_train_in_one_graph(family):
+    model = next(known for known in FAMILIES if known.name == family).model("sequence-classification", "bert").train()
+    assert model.config.attention_probs_dropout_prob > 0
+    batch = {**make_batch(model.config), **make_targets("sequence-classification", model.config, (3, 11))}
+    explanation = torch._dynamo.explain(model)(**batch)
+    assert explanation.graph_break_count == 0 or family == "mos"
+    assert not any("random_" in str(reason.reason) for reason in explanation.break_reasons)
 
 
 def test_gradients_go_through_what_is_kept():

@@ -3,6 +3,7 @@
 """Gradients of parts of parameters, added in place: the same numbers, and only where nobody else waits for them."""
 
 import contextlib
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -15,7 +16,8 @@ from modeling_mos import modeling_mos_subnet
 from modeling_mos.modeling_mos import mix_experts
 from modeling_sharcs import modeling_sharcs
 from testing_utils import FAMILIES, assert_close, make_batch, make_targets, scalar
-from trainers import passes
+from trainers import SupernetTrainer, passes
+from training_utils import make_arguments, make_masked, make_sharcs, make_sharcs_trainer, make_supernet
 
 
 FAMILY_BY_NAME = {family.name: family for family in FAMILIES}
@@ -107,23 +109,32 @@ def test_mixed_experts(num_experts):
         assert_close(second, first, atol=1e-6)
 
 
-def train_all(model, batches, checkpointing: bool, context) -> dict[str, torch.Tensor]:
+def in_a_thread(function) -> None:
+    """As autograd runs backward passes on accelerators: contexts of the caller do not hold there."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(function).result()
+
+
+def train_all(model, batches, checkpointing: str, context) -> dict[str, torch.Tensor]:
     """Gradients after a pass of each, the widest, the narrowest and others, without dropout."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     model.config.attention_probs_dropout_prob = model.base_model.config.attention_probs_dropout_prob = 0.0
     model.train()
-    if checkpointing:
-        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+    if checkpointing != "none":
+        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+        enable({"use_reentrant": checkpointing == "reentrant"})
+        model.enable_input_require_grads()
     for batch in batches:
         with context():
-            scalar(model(**batch)).backward()
+            loss = scalar(model(**batch))
+            in_a_thread(loss.backward) if checkpointing == "threaded" else loss.backward()
     return {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
 
 
 @pytest.mark.parametrize("family, head", MODELS)
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", ["none", "reentrant", "unreentrant", "threaded"])
 def test_models_get_the_same_gradients(family, head, checkpointing, monkeypatch):
     code, found, parts = CODE[family], [], []
     backward = code.LeadingInPlace.backward
@@ -139,6 +150,25 @@ def test_models_get_the_same_gradients(family, head, checkpointing, monkeypatch)
     assert found[0].keys() == found[1].keys()
     for name, expected in found[0].items():
         assert_close(found[1][name], expected, atol=1e-6)
+
+
+def test_trainers_use_the_context_of_their_family(tiny_tokenizer, tmp_path, monkeypatch):
+    made = {
+        modeling_mos_subnet: lambda path: SupernetTrainer(
+            make_supernet(tiny_tokenizer), make_arguments(path), train_dataset=make_masked(tiny_tokenizer)
+        ),
+        modeling_sharcs: lambda path: make_sharcs_trainer(tiny_tokenizer, path, make_sharcs(tiny_tokenizer), rows=10),
+    }
+    for code, make in made.items():
+        parts, backward = [], code.LeadingInPlace.backward
+
+        def count(*args, parts=parts, backward=backward):
+            parts.append(1)
+            return backward(*args)
+
+        monkeypatch.setattr(code.LeadingInPlace, "backward", count)
+        make(tmp_path / code.__name__).train()
+        assert parts
 
 
 class FakeTrainer:

@@ -15,13 +15,13 @@ from testing_utils import (
     assert_close,
     main_outputs,
     make_batch,
-    make_targets,
     no_complaints,
     randomise_,
     scalar,
     splitting_price,
     tiny_sharcs,
 )
+from training_utils import make_sharcs, make_sharcs_trainer
 
 
 each_head = pytest.mark.parametrize("head", SHARCS_CLASSES)
@@ -77,27 +77,61 @@ def test_hidden_states_and_attentions():
             assert_close(first, second, atol=1e-5)
 
 
-def test_gradients_and_training_take_the_ordinary_way(packed_calls):
+def take_fused_steps(model) -> None:
+    # Trainer's default, which changes weights without counting it in their versions.
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+    for _ in range(2):
+        scalar(model(**make_batch(model.config), labels=torch.tensor([0, 1, 1]), width=0.5)).backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_training_drops_the_copies(training, packed_calls, caplog):
     model = random_model().pack_narrow_paths()
-    batch = make_batch(model.config)
-    targets = make_targets("sequence-classification", model.config, (3, 11))
-    scalar(model(**batch, **targets, width=0.25)).backward()
-    assert model.sharcs.layers[-1].output.weight.grad.abs().max() > 0
-    model.train()
-    with torch.no_grad():
-        model(**batch, width=0.25)
-    assert not packed_calls
+    take_fused_steps(model.train(training))
     model.eval()
+    assert model.sharcs.layers[-1].output.weight.grad.abs().max() > 0
+    # That training ends it is expected; that recorded gradients do is said.
+    said = [] if training else ["Gradients are recorded (`with torch.no_grad():` records none)"]
+    assert [record.message.split(": what")[0] for record in caplog.records] == said
+    batch = make_batch(model.config)
     with torch.no_grad():
-        model(**batch, width=0.25)
+        expected = model(**batch, width=0.5).logits
+        assert not packed_calls
+        assert_close(model.pack_narrow_paths()(**batch, width=0.5).logits, expected, atol=1e-5)
     assert packed_calls
 
 
-def step(model):
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    scalar(model(**make_batch(model.config), labels=torch.tensor([0, 1, 1]), width=0.5)).backward()
-    optimizer.step()
-    return model
+def test_a_trainer_drops_the_copies(tiny_tokenizer, tmp_path, packed_calls):
+    model = make_sharcs(tiny_tokenizer).pack_narrow_paths()
+    trainer = make_sharcs_trainer(tiny_tokenizer, tmp_path, model, rows=10, optim="adamw_torch_fused")
+    trainer.train()
+    trainer.evaluate()
+    assert not packed_calls and model.sharcs.packed_paths is None
+
+
+@torch.no_grad()
+def test_exported_and_compiled_models_run_without(packed_calls):
+    model = random_model().pack_narrow_paths()
+    batch = make_batch(model.config)
+    expected = model(**batch, width=0.25).logits
+    count = len(packed_calls)
+    program = torch.export.export(model, (), {**batch, "width": 0.25})
+    assert_close(program.module()(**batch, width=0.25).logits, expected, atol=1e-5)
+    compiled = torch.compile(model, backend="eager")
+    assert_close(compiled(**batch, width=0.25).logits, expected, atol=1e-5)
+    assert len(packed_calls) == count > 0
+    # Neither changes the model.
+    assert_close(model(**batch, width=0.25).logits, expected, atol=0, rtol=0)
+    assert len(packed_calls) == 2 * count
+
+
+def test_replicas_run_without(caplog):
+    model = random_model().pack_narrow_paths()
+    replica = model.sharcs._replicate_for_data_parallel()
+    with torch.no_grad():
+        assert replica._packed_layers(0) is None and not caplog.records
+        assert model.sharcs._packed_layers(0)
 
 
 @torch.no_grad()
@@ -112,18 +146,50 @@ def replace_parameter(model):
     return model
 
 
+def replace_layer(model):
+    model.sharcs.layers[-1] = randomise_(copy.deepcopy(model.sharcs.layers[-1]), seed=5)
+    return model
+
+
+def remove_layer(model):
+    model.sharcs.layers = model.sharcs.layers[:-1]
+    return model
+
+
 def load(model, **options):
     state = {name: values * 1.5 for name, values in model.state_dict().items()}
     model.load_state_dict(state, **options)
     return model
 
 
+class Adapter(nn.Module):
+    """Around a linear layer, as adapters are, with the name of its weight."""
+
+    def __init__(self, base: nn.Module):
+        super().__init__()
+        self.base = base
+
+    @property
+    def weight(self):
+        return self.base.weight
+
+    def forward(self, hidden, *sizes):
+        return self.base(hidden, *sizes) + 0.5
+
+
+def adapt(model):
+    layer = model.sharcs.layers[-1]
+    layer.output = Adapter(layer.output)
+    return model
+
+
 CHANGES = {
-    "trained": step,
-    "changed in place": change_norm,
+    "a norm in place": change_norm,
     "loaded": load,
     "loaded by assignment": lambda model: load(model, assign=True),
-    "replaced": replace_parameter,
+    "a parameter replaced": replace_parameter,
+    "a layer replaced": replace_layer,
+    "a layer removed": remove_layer,
     "moved": lambda model: model.double(),
     "copied": copy.deepcopy,
 }
@@ -139,8 +205,7 @@ def test_copies_of_other_weights_are_dropped(change, packed_calls, caplog):
         found = [main_outputs(changed(**batch, width=width)) for width in (0.25, 0.5)]
         assert not packed_calls
         assert [record.message.split(":")[0] for record in caplog.records] == [
-            "The weights are no longer those that `pack_narrow_paths()` copied (they were trained, loaded, moved, or "
-            "the model was copied)"
+            "The weights are no longer those that it copied (they were loaded, moved, replaced or changed)"
         ]
         changed.pack_narrow_paths()
         again = [main_outputs(changed(**batch, width=width)) for width in (0.25, 0.5)]
@@ -149,16 +214,27 @@ def test_copies_of_other_weights_are_dropped(change, packed_calls, caplog):
         assert_close(first[0], second[0], atol=1e-5)
 
 
-@torch.no_grad()
-def test_weights_of_inference_mode(packed_calls):
+def test_inference_mode(packed_calls):
+    model = random_model().pack_narrow_paths()
     with torch.inference_mode():
-        model = random_model().pack_narrow_paths()
         model(**make_batch(model.config), width=0.25)
-    assert packed_calls
+        assert packed_calls
+        made_there = copy.deepcopy(model)
+    with pytest.raises(ValueError, match="load the model outside of `torch.inference_mode"):
+        made_there.pack_narrow_paths()
+
+
+def test_adapters_are_refused_and_seen(packed_calls, caplog):
+    model = adapt(random_model().pack_narrow_paths())
+    with torch.no_grad():
+        model(**make_batch(model.config), width=0.25)
+    assert not packed_calls and len(caplog.records) == 1
+    with pytest.raises(ValueError, match=r"A routed layer holds a Adapter, .* \(`merge_and_unload\(\)`\)"):
+        model.pack_narrow_paths()
 
 
 @torch.no_grad()
-def test_half_precision_and_autocast():
+def test_half_precision_and_autocast(packed_calls):
     model = random_model().to(torch.bfloat16)
     batch = make_batch(model.config)
     expected = model(**batch, width=0.25).logits
@@ -167,7 +243,7 @@ def test_half_precision_and_autocast():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         expected = model(**batch, width=0.25).logits
         found = model.pack_narrow_paths()(**batch, width=0.25).logits
-    assert found.dtype == expected.dtype
+    assert found.dtype == expected.dtype and len(packed_calls) == 4
     assert_close(found.float(), expected.float(), atol=3e-2, rtol=3e-2)
 
 
@@ -176,7 +252,7 @@ def test_nothing_is_saved(tmp_path):
     model.save_pretrained(tmp_path)
     with no_complaints():
         loaded = type(model).from_pretrained(tmp_path)
-    assert loaded.state_dict().keys() == model.state_dict().keys() and not loaded.sharcs._packed
+    assert loaded.state_dict().keys() == model.state_dict().keys() and loaded.sharcs.packed_paths is None
 
 
 def test_one_width_has_nothing_to_pack():
@@ -186,8 +262,9 @@ def test_one_width_has_nothing_to_pack():
         assert torch.isfinite(model(**batch).logits).all()
 
 
-def test_layers_on_several_devices():
+@pytest.mark.parametrize("first, devices", [(2, "'cpu', 'meta'"), (0, "'meta'")])
+def test_weights_elsewhere(first, devices):
     model = random_model()
-    model.sharcs.layers[-1].to("meta")
-    with pytest.raises(ValueError, match=r"the layers are on 2: \['cpu', 'meta'\]; load the model without"):
+    model.sharcs.layers[first:].to("meta")
+    with pytest.raises(ValueError, match=rf"these weights are on \[{devices}\]: load without"):
         model.pack_narrow_paths()

@@ -36,7 +36,7 @@ def run_backward_passes(
     trainer: Trainer,
     model: nn.Module,
     passes: Sequence[Callable[[], torch.Tensor]],
-    in_place: Callable[[], AbstractContextManager],
+    local_gradients: Callable[[], AbstractContextManager],
 ) -> torch.Tensor:
     """
     Runs each pass and back-propagates its loss. Gradients are reduced across processes once an optimizer step; the
@@ -46,7 +46,8 @@ def run_backward_passes(
         trainer (`Trainer`): Whose step it is.
         model (`nn.Module`): The wrapped model.
         passes (`Sequence[Callable]`): Each runs the model and returns its share of the step's loss.
-        in_place (`Callable`): The `add_gradients_in_place` of the model's family, which is used where it may be.
+        local_gradients (`Callable`):
+            Makes the context of passes whose gradients nobody waits for: the `add_gradients_in_place` of the family.
 
     Returns:
         `torch.Tensor`: the summed loss, detached.
@@ -57,14 +58,13 @@ def run_backward_passes(
     total = torch.zeros((), device=trainer.args.device)
     for position, run in enumerate(passes):
         last = position == len(passes) - 1
-        # What DistributedDataParallel reduces, it has to hear of.
-        alone = accelerator.distributed_type == DistributedType.NO and not isinstance(model, DistributedDataParallel)
-        local = alone or isinstance(model, DistributedDataParallel) and not last
+        wrapped = isinstance(model, DistributedDataParallel)
+        local = not last if wrapped else accelerator.distributed_type == DistributedType.NO
         with contextlib.ExitStack() as contexts:
             if not last:
                 contexts.enter_context(_no_sync(accelerator, model))
             if local:
-                contexts.enter_context(in_place())
+                contexts.enter_context(local_gradients())
             loss = run()
             accelerator.backward(loss)
         total += loss.detach()

@@ -63,6 +63,9 @@ class SharcsTrainer(PublishingMixin, LossComponentsMixin, OrderedEvaluationMixin
     [`~SharcsTrainer.evaluate`] runs every width on every row once and reports the metrics of the routed model
     (`eval_accuracy`), of each width alone (`eval_width_0.25_accuracy`), and the routing's.
 
+    Gradients of slices are added to `parameter.grad` in place where they stay local, so that `torch.autograd.grad`
+    does not find those of weights in an override of `compute_loss`.
+
     Args:
         model (`PreTrainedModel`): A SHARCS model with a head.
         args ([`SharcsTrainingArguments`]): The arguments.

@@ -40,6 +40,9 @@ class SupernetTrainer(LossComponentsMixin, MaskedLMTrainer):
     Each evaluation runs a panel of architectures, whose metrics are prefixed with their names (`eval_largest_loss`);
     `eval_loss` is their mean. For masked language modeling losses and perplexities are token-weighted.
 
+    Gradients of slices are added to `parameter.grad` in place where they stay local, so that `torch.autograd.grad`
+    does not find those of weights in an override of `compute_loss`.
+
     Args:
         model (`PreTrainedModel`): A `MosFor…` model.
         args ([`SupernetTrainingArguments`]): The arguments.

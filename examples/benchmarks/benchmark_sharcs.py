@@ -9,7 +9,7 @@ Latency of a routed encoder (SHARCS) against its own widest path and, if given, 
 
 All contestants take turns in every round, after warm-up rounds, with the device synchronised around each call. Ratios
 are medians over rounds of the ratio within a round. Without a text file, rows are random tokens of random lengths, and
-the budgets are shares of what those rows cost.
+the budgets are shares of what those rows cost. Narrow paths are packed (`pack_narrow_paths`), as for serving.
 """
 
 import random
