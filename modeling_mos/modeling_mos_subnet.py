@@ -71,6 +71,7 @@ def dropout_attention_forward(
     return context.transpose(1, 2), None
 
 
+# The same as in modeling_sharcs.py: a family's code is pushed with its models, and imports no other package.
 _IN_PLACE = ContextVar("add_gradients_in_place", default=False)
 
 

@@ -93,6 +93,7 @@ def attention_interface(config: SharcsConfig):
     return ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager_attention_forward)
 
 
+# The same as in modeling_mos_subnet.py: a family's code is pushed with its models, and imports no other package.
 _IN_PLACE = ContextVar("add_gradients_in_place", default=False)
 
 
