@@ -34,6 +34,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .architecture import Architecture, CostTable, Limit, SearchSpace
 from .configuration_mos import MosConfig
+from .gradients import adds_in_place, leading
 from .modeling_mos_subnet import (
     ElasticLayerNorm,
     ElasticLinear,
@@ -44,9 +45,7 @@ from .modeling_mos_subnet import (
     QuestionAnsweringHeadMixin,
     SequenceClassificationHeadMixin,
     TokenClassificationHeadMixin,
-    adds_in_place,
     check_inputs,
-    leading,
     requested_outputs,
 )
 
@@ -62,8 +61,9 @@ class MixExperts(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, experts: torch.Tensor, probabilities: torch.Tensor, *sizes: int) -> torch.Tensor:
+    def forward(ctx, experts: torch.Tensor, probabilities: torch.Tensor, in_place: bool, *sizes: int) -> torch.Tensor:
         ctx.taken, ctx.shape = (slice(None), *map(slice, sizes)), experts.shape
+        ctx.parameter = experts if in_place else None
         taken = experts[ctx.taken]
         # The part only: whether `experts` is one already may differ when a checkpointed layer is run again.
         ctx.save_for_backward(taken, probabilities)
@@ -79,16 +79,23 @@ class MixExperts(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradient: torch.Tensor):
         taken, probabilities = ctx.saved_tensors
-        # Every entry is written once: inside the slice by the product, outside, where there is no gradient, by zeros.
-        of_experts = taken.new_empty(ctx.shape)
-        torch.mul(gradient, _by_expert(probabilities, taken), out=of_experts[ctx.taken])
-        for axis, size in enumerate(taken.shape):
-            of_experts.narrow(axis, size, ctx.shape[axis] - size).zero_()
+        weights = _by_expert(probabilities, taken)
+        if ctx.parameter is not None and ctx.parameter.grad is not None:
+            of_experts = None
+            for expert, weight in zip(ctx.parameter.grad[ctx.taken], weights, strict=True):
+                expert.addcmul_(gradient, weight)
+        else:
+            # Every entry is written once: inside the slice by the product, outside, where there is no gradient, by
+            # zeros.
+            of_experts = taken.new_empty(ctx.shape)
+            torch.mul(gradient, weights, out=of_experts[ctx.taken])
+            for axis, size in enumerate(taken.shape):
+                of_experts.narrow(axis, size, ctx.shape[axis] - size).zero_()
         rows = len(gradient)
         # As a matrix product, the scalar products of rows need no temporary as large as the experts.
         of_probabilities = torch.einsum("rc,erc->re", gradient.reshape(rows, -1), taken.reshape(len(taken), rows, -1))
         of_probabilities = of_probabilities.sum_to_size(probabilities.shape)
-        return of_experts, of_probabilities, *[None] * (len(ctx.taken) - 1)
+        return of_experts, of_probabilities, None, *[None] * (len(ctx.taken) - 1)
 
 
 def _by_expert(probabilities: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
@@ -111,9 +118,7 @@ def mix_experts(experts: torch.Tensor, probabilities: torch.Tensor | None, *size
     """
     if len(experts) == 1:
         return leading(experts, None, *sizes).squeeze(0)
-    if adds_in_place(experts):  # otherwise, MixExperts makes the gradient of full size in one go
-        experts = leading(experts, None, *sizes)
-    return MixExperts.apply(experts, probabilities.to(experts.dtype), *sizes)
+    return MixExperts.apply(experts, probabilities.to(experts.dtype), adds_in_place(experts), *sizes)
 
 
 def start_experts(mean: torch.Tensor, num_experts: int, how: str, delta_scale: float, std: float) -> torch.Tensor:

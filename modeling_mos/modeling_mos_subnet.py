@@ -8,8 +8,6 @@ layer's width, post-norm self-attention and feed-forward at width d_l; after the
 `hidden_size`. The embeddings, the heads and the slicing layers below are shared with the supernet.
 """
 
-import contextlib
-from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -30,6 +28,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_mos_subnet import MosSubnetConfig
+from .gradients import WordEmbedding, adds_in_place, gradient_of, is_part, leading
 
 
 def eager_attention_forward(*args, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
@@ -67,102 +66,52 @@ def dropout_attention_forward(
     dropped = min(round(dropout * 2**16), 2**16 - 1)
     bits = torch.empty(-(-scores.numel() // 4), dtype=torch.int64, device=scores.device).random_(-(2**63), None)
     kept = (bits.view(torch.int16)[: scores.numel()] >= dropped - 2**15).view(scores.shape)
-    context = (scores.softmax(dim=-1) * kept) @ (value / (1 - dropped / 2**16))
+    context = (scores.softmax(dim=-1) * kept.to(scores.dtype)) @ (value / (1 - dropped / 2**16))
     return context.transpose(1, 2), None
 
 
-# The same as in modeling_sharcs.py: a family's code is pushed with its models, and imports no other package.
-_IN_PLACE = ContextVar("add_gradients_in_place", default=False)
-
-
-@contextlib.contextmanager
-def add_gradients_in_place():
-    """
-    Inside, gradients of a few entries of a parameter (see [`leading`] and [`WordEmbedding`]) go straight into
-    `parameter.grad`, where there is one. Otherwise autograd pads each with zeros to the parameter's size, and adds all
-    of that: 7 to 13% of a pass of the narrow parts of a BERT-base.
-
-    For a forward pass and its `loss.backward()` whose gradients stay local, to one process or one pass: what reduces
-    gradients is not given these. Nor is `torch.autograd.grad`, which would change `parameter.grad` all the same.
-    """
-    token = _IN_PLACE.set(True)
-    try:
-        yield
-    finally:
-        _IN_PLACE.reset(token)
-
-
-def adds_in_place(parameter: torch.Tensor) -> bool:
-    """Whether [`add_gradients_in_place`] holds, there is a gradient to add to, and no hook waits for a new one."""
-    if torch.compiler.is_compiling() or not (_IN_PLACE.get() and torch.is_grad_enabled()):
-        return False
-    if not (parameter.is_leaf and parameter.requires_grad) or parameter.grad is None:
-        return False
-    return not (parameter._backward_hooks or parameter._post_accumulate_grad_hooks)
-
-
-class LeadingInPlace(torch.autograd.Function):
-    """[`leading`] of a parameter that adds its gradients in place."""
+class LinearInPlace(torch.autograd.Function):
+    """A linear layer that acts as its top-left part, and sums the products of gradients into its parameters'."""
 
     @staticmethod
-    def forward(ctx, parameter: torch.Tensor, taken: tuple[slice, ...]) -> torch.Tensor:
-        ctx.parameter, ctx.taken = parameter, taken
-        return parameter[taken]
+    def forward(ctx, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, out_features: int | None):
+        part = weight[:out_features, : hidden.shape[-1]]
+        ctx.weight, ctx.bias = weight, bias
+        # The shapes that PyTorch's own saves: a checkpointed layer may be run again outside of the context.
+        ctx.save_for_backward(hidden.flatten(0, -2), part.t())
+        return F.linear(hidden, part, bias[:out_features])
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: torch.Tensor):
-        ctx.parameter.grad[ctx.taken].add_(gradient)
-        return None, None
-
-
-def _is_part(parameter: torch.Tensor, sizes: tuple[int | None, ...]) -> bool:
-    return any(size is not None and size < whole for size, whole in zip(sizes, parameter.shape, strict=False))
-
-
-def leading(parameter: torch.Tensor, *sizes: int | None) -> torch.Tensor:
-    """The first entries of each dimension, all of them where a size is `None`: a view of `parameter`."""
-    taken = tuple(map(slice, sizes))
-    if adds_in_place(parameter) and _is_part(parameter, sizes):
-        return LeadingInPlace.apply(parameter, taken)
-    return parameter[taken]
-
-
-class EmbedInPlace(torch.autograd.Function):
-    """An embedding that adds its gradients in place."""
-
-    @staticmethod
-    def forward(ctx, weight: torch.Tensor, ids: torch.Tensor, padding_idx: int | None) -> torch.Tensor:
-        ctx.weight, ctx.padding_idx = weight, padding_idx
-        ctx.save_for_backward(ids)
-        return F.embedding(ids, weight)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient: torch.Tensor):
-        (ids,) = ctx.saved_tensors
-        if ctx.padding_idx is not None:  # which learns nothing
-            gradient = gradient.masked_fill((ids == ctx.padding_idx).unsqueeze(-1), 0)
-        ctx.weight.grad.index_add_(0, ids.flatten(), gradient.flatten(0, -2))
-        return None, None, None
-
-
-class WordEmbedding(nn.Embedding):
-    """`nn.Embedding`, whose gradient of a few rows need not be as large as the vocabulary on a CPU."""
-
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        # Elsewhere, the order in which rows are added is not the same in every run.
-        if ids.device.type == "cpu" and adds_in_place(self.weight):
-            return EmbedInPlace.apply(self.weight, ids, self.padding_idx)
-        return super().forward(ids)
+        hidden, part = ctx.saved_tensors
+        shape, gradient = gradient.shape[:-1], gradient.flatten(0, -2)
+        columns, rows = part.shape
+        if ctx.weight.grad is None and part.numel() == ctx.weight.numel():
+            ctx.weight.grad = gradient.t() @ hidden
+        else:
+            gradient_of(ctx.weight)[:rows, :columns].addmm_(gradient.t(), hidden)
+        gradient_of(ctx.bias)[:rows].add_(gradient.sum(dim=0))
+        of_hidden = (gradient @ part.t()).unflatten(0, shape) if ctx.needs_input_grad[0] else None
+        return of_hidden, None, None, None
 
 
 class ElasticLinear(nn.Linear):
     """A linear layer that can act as its own top-left slice: inputs are sliced to the width they arrive at."""
 
     def forward(self, hidden: torch.Tensor, out_features: int | None = None) -> torch.Tensor:
+        if self._adds_in_place(hidden, out_features):
+            return LinearInPlace.apply(hidden, self.weight, self.bias, out_features)
         bias = self.bias if self.bias is None else leading(self.bias, out_features)
         return F.linear(hidden, leading(self.weight, out_features, hidden.shape[-1]), bias)
+
+    def _adds_in_place(self, hidden: torch.Tensor, out_features: int | None) -> bool:
+        # A function in Python takes 0.2 ms a call more than PyTorch's own, which parts and vocabularies are worth.
+        if not is_part(self.weight, (out_features, hidden.shape[-1])) and self.weight.numel() < 2**24:
+            return False
+        if hidden.dim() == 1 or self.bias is None or torch.is_autocast_enabled(hidden.device.type):
+            return False
+        return adds_in_place(self.weight) and adds_in_place(self.bias)
 
 
 class ElasticLayerNorm(nn.LayerNorm):

@@ -14,14 +14,11 @@ channels. The width is an argument of the forward pass and never state.
     out = x, padded with zeros to D, so that any head reads it with its own leading columns
 """
 
-import contextlib
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -38,6 +35,7 @@ from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple, maybe_autocast
 
 from .configuration_sharcs import SharcsConfig
+from .gradients import WordEmbedding, leading
 
 
 logger = logging.get_logger(__name__)
@@ -91,92 +89,6 @@ def eager_attention_forward(*args, **kwargs) -> tuple[torch.Tensor, torch.Tensor
 def attention_interface(config: SharcsConfig):
     """The attention function that the configuration names."""
     return ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager_attention_forward)
-
-
-# The same as in modeling_mos_subnet.py: a family's code is pushed with its models, and imports no other package.
-_IN_PLACE = ContextVar("add_gradients_in_place", default=False)
-
-
-@contextlib.contextmanager
-def add_gradients_in_place():
-    """
-    Inside, gradients of a few entries of a parameter (see [`leading`] and [`WordEmbedding`]) go straight into
-    `parameter.grad`, where there is one. Otherwise autograd pads each with zeros to the parameter's size, and adds all
-    of that: 7 to 13% of a pass of the narrow parts of a BERT-base.
-
-    For a forward pass and its `loss.backward()` whose gradients stay local, to one process or one pass: what reduces
-    gradients is not given these. Nor is `torch.autograd.grad`, which would change `parameter.grad` all the same.
-    """
-    token = _IN_PLACE.set(True)
-    try:
-        yield
-    finally:
-        _IN_PLACE.reset(token)
-
-
-def adds_in_place(parameter: torch.Tensor) -> bool:
-    """Whether [`add_gradients_in_place`] holds, there is a gradient to add to, and no hook waits for a new one."""
-    if torch.compiler.is_compiling() or not (_IN_PLACE.get() and torch.is_grad_enabled()):
-        return False
-    if not (parameter.is_leaf and parameter.requires_grad) or parameter.grad is None:
-        return False
-    return not (parameter._backward_hooks or parameter._post_accumulate_grad_hooks)
-
-
-class LeadingInPlace(torch.autograd.Function):
-    """[`leading`] of a parameter that adds its gradients in place."""
-
-    @staticmethod
-    def forward(ctx, parameter: torch.Tensor, taken: tuple[slice, ...]) -> torch.Tensor:
-        ctx.parameter, ctx.taken = parameter, taken
-        return parameter[taken]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient: torch.Tensor):
-        ctx.parameter.grad[ctx.taken].add_(gradient)
-        return None, None
-
-
-def _is_part(parameter: torch.Tensor, sizes: tuple[int | None, ...]) -> bool:
-    return any(size is not None and size < whole for size, whole in zip(sizes, parameter.shape, strict=False))
-
-
-def leading(parameter: torch.Tensor, *sizes: int | None) -> torch.Tensor:
-    """The first entries of each dimension, all of them where a size is `None`: a view of `parameter`."""
-    taken = tuple(map(slice, sizes))
-    if adds_in_place(parameter) and _is_part(parameter, sizes):
-        return LeadingInPlace.apply(parameter, taken)
-    return parameter[taken]
-
-
-class EmbedInPlace(torch.autograd.Function):
-    """An embedding that adds its gradients in place."""
-
-    @staticmethod
-    def forward(ctx, weight: torch.Tensor, ids: torch.Tensor, padding_idx: int | None) -> torch.Tensor:
-        ctx.weight, ctx.padding_idx = weight, padding_idx
-        ctx.save_for_backward(ids)
-        return F.embedding(ids, weight)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient: torch.Tensor):
-        (ids,) = ctx.saved_tensors
-        if ctx.padding_idx is not None:  # which learns nothing
-            gradient = gradient.masked_fill((ids == ctx.padding_idx).unsqueeze(-1), 0)
-        ctx.weight.grad.index_add_(0, ids.flatten(), gradient.flatten(0, -2))
-        return None, None, None
-
-
-class WordEmbedding(nn.Embedding):
-    """`nn.Embedding`, whose gradient of a few rows need not be as large as the vocabulary on a CPU."""
-
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        # Elsewhere, the order in which rows are added is not the same in every run.
-        if ids.device.type == "cpu" and adds_in_place(self.weight):
-            return EmbedInPlace.apply(self.weight, ids, self.padding_idx)
-        return super().forward(ids)
 
 
 class SlicedLinear(nn.Linear):
@@ -309,46 +221,6 @@ class SharcsLayer(GradientCheckpointingLayer):
         return self.output_norm(self.dropout(fed) + hidden, norm_index), weights
 
 
-class PackedLayer:
-    """
-    A layer at one width, for evaluation: its weights without gaps in memory, those of queries, keys and values in one,
-    and without calls of modules: these and the gaps take a third of the time of a narrow layer for one row.
-    """
-
-    @torch.no_grad()
-    def __init__(self, layer: SharcsLayer, sizes: tuple[int, int, int], norm_index: int):
-        size, self.num_heads, intermediate = sizes
-        self.attention, self.activation = layer.attention, layer.activation
-        inner = self.num_heads * self.attention.head_dim
-
-        def cut(linear: SlicedLinear, rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
-            weight = linear.weight[:rows, :columns].clone(memory_format=torch.contiguous_format)
-            return weight, linear.bias[:rows].clone()
-
-        projections = (self.attention.query, self.attention.key, self.attention.value)
-        parts = zip(*(cut(linear, inner, size) for linear in projections), strict=True)
-        self.projection = tuple(torch.cat(tensors) for tensors in parts)
-        self.output = cut(self.attention.output, size, inner)
-        self.intermediate = cut(layer.intermediate, intermediate, size)
-        self.feed_forward = cut(layer.output, size, intermediate)
-        self.attention_norm, self.output_norm = (
-            ((size,), norm.weight[norm_index, :size].clone(), norm.bias[norm_index, :size].clone(), norm.eps)
-            for norm in (layer.attention_norm, layer.output_norm)
-        )
-
-    def __call__(self, hidden: torch.Tensor, attention_mask: torch.Tensor | None, interface, **kwargs):
-        batch, tokens, _ = hidden.shape
-        heads, attention = self.num_heads, self.attention
-        projected = F.linear(hidden, *self.projection).view(batch, tokens, 3 * heads, -1).transpose(1, 2)
-        context, weights = interface(
-            attention, *projected.split(heads, dim=1), attention_mask, scaling=attention.head_dim**-0.5, **kwargs
-        )
-        attended = F.linear(context.reshape(batch, tokens, -1), *self.output)
-        hidden = torch.layer_norm(attended + hidden, *self.attention_norm)
-        fed = F.linear(self.activation(F.linear(hidden, *self.intermediate)), *self.feed_forward)
-        return torch.layer_norm(fed + hidden, *self.output_norm), weights
-
-
 class Float32Linear(nn.Linear):
     """A linear layer that computes in float32, or what its input has beyond, whatever its weights are stored in."""
 
@@ -408,59 +280,6 @@ class SharcsEntry(nn.Module):
         else:
             hidden = hidden[..., :size]
         return self.norm(hidden, index)
-
-
-class PackedPaths:
-    """The packed layers of all narrow widths (by index) of a [`SharcsModel`], and what they are copies of."""
-
-    def __init__(self, model: "SharcsModel"):
-        config, layers = model.config, model.layers[model.config.router_layer :]
-        for module in _sources(layers):
-            if type(module) not in (SlicedLinear, WidthNorm):
-                raise ValueError(
-                    f"A routed layer holds a {type(module).__name__}, which cannot be packed: merge adapters first "
-                    "(`merge_and_unload()`)."
-                )
-        parameters = [parameter for module in _sources(layers) for parameter in module.parameters()]
-        devices = sorted({str(parameter.device) for parameter in parameters})
-        if len(devices) > 1 or devices == ["meta"]:
-            raise ValueError(
-                f"Paths are packed on one device, these weights are on {devices}: load without `device_map`."
-            )
-        if any(parameter.is_inference() for parameter in parameters):
-            raise ValueError(
-                "These weights were made in inference mode, whose changes PyTorch does not count: load the model "
-                "outside of `torch.inference_mode()`."
-            )
-        self.layers = {
-            index: [PackedLayer(layer, config.width_sizes(index), index) for layer in layers]
-            for index in range(len(config.width_multipliers) - 1)
-        }
-        self._stamp = self._stamp_of(model)
-
-    def agree_with(self, model: "SharcsModel") -> bool:
-        """Whether `model` still has the weights that were copied, as far as PyTorch counts changes."""
-        return self._stamp_of(model) == self._stamp
-
-    @staticmethod
-    def _stamp_of(model: "SharcsModel") -> list[tuple[int, int]]:
-        return [
-            (parameter.data_ptr(), parameter._version)
-            for module in _sources(model.layers[model.config.router_layer :])
-            for parameter in module._parameters.values()
-        ]
-
-
-def _sources(layers: nn.ModuleList) -> list[nn.Module]:
-    """The modules whose weights are packed; to look for them among all modules would take longer than a layer."""
-    return [
-        module
-        for layer in layers
-        for module in (
-            *(layer.attention.query, layer.attention.key, layer.attention.value, layer.attention.output),
-            *(layer.attention_norm, layer.intermediate, layer.output, layer.output_norm),
-        )
-    ]
 
 
 class SharcsPreTrainedModel(PreTrainedModel):
@@ -573,6 +392,8 @@ class SharcsPreTrainedModel(PreTrainedModel):
             ValueError: if weights are elsewhere (several devices, offloaded), were made in inference mode, or modules
                 of the routed layers were replaced (adapters; merge them first).
         """
+        from .packing import PackedPaths
+
         encoder = self.base_model
         encoder.packed_paths = PackedPaths(encoder)
         return self
@@ -685,7 +506,7 @@ class SharcsModel(SharcsPreTrainedModel):
         self.router = SharcsRouter(config) if num_widths > 1 else None
         self.entry = SharcsEntry(config)
         self._costs = self.relative_costs()  # to compute them takes 0.2 ms, of 24 for a short row
-        self.packed_paths: PackedPaths | None = None
+        self.packed_paths = None  # a `PackedPaths`, see `pack_narrow_paths`
         self.post_init()
 
     def get_input_embeddings(self):
@@ -786,7 +607,7 @@ class SharcsModel(SharcsPreTrainedModel):
             self.packed_paths = None  # optimizers may change weights without PyTorch's notice, as fused ones do
         return super().train(mode)
 
-    def _packed_layers(self, index: int) -> list[PackedLayer] | None:
+    def _packed_layers(self, index: int) -> list | None:
         """The packed layers of a width, where there are any that may serve."""
         packed = self.packed_paths
         if packed is None or index not in packed.layers or torch.compiler.is_compiling():

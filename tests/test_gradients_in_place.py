@@ -4,6 +4,7 @@
 
 import contextlib
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,18 +13,19 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from modeling_mos import modeling_mos_subnet
+from modeling_mos import gradients as mos_gradients
 from modeling_mos.modeling_mos import mix_experts
-from modeling_sharcs import modeling_sharcs
+from modeling_mos.modeling_mos_subnet import ElasticLinear, LinearInPlace
+from modeling_sharcs import gradients as sharcs_gradients
 from testing_utils import FAMILIES, assert_close, make_batch, make_targets, scalar
 from trainers import SupernetTrainer, passes
 from training_utils import make_arguments, make_masked, make_sharcs, make_sharcs_trainer, make_supernet
 
 
 FAMILY_BY_NAME = {family.name: family for family in FAMILIES}
-CODE = {"mos": modeling_mos_subnet, "mos-uniform": modeling_mos_subnet, "sharcs": modeling_sharcs}
+CODE = {"mos": mos_gradients, "mos-uniform": mos_gradients, "sharcs": sharcs_gradients}
 MODELS = [(name, head) for name in CODE for head in FAMILY_BY_NAME[name].models if head != "base"]
-each_code = pytest.mark.parametrize("code", [modeling_mos_subnet, modeling_sharcs])
+each_code = pytest.mark.parametrize("code", [mos_gradients, sharcs_gradients])
 
 
 def in_place(tensor: torch.Tensor) -> bool:
@@ -34,6 +36,10 @@ def parameter_with_gradient(*shape: int) -> nn.Parameter:
     parameter = nn.Parameter(torch.randn(shape))
     parameter.grad = torch.randn(shape)
     return parameter
+
+
+def test_both_packages_have_the_same_file():
+    assert Path(mos_gradients.__file__).read_bytes() == Path(sharcs_gradients.__file__).read_bytes()
 
 
 @each_code
@@ -48,6 +54,14 @@ def test_a_part_adds_its_gradient_in_place(code):
     own[:3, :2] += factor
     assert parameter.grad is before
     assert_close(parameter.grad, own, atol=0, rtol=0)
+    parameter.grad = None
+    with code.add_gradients_in_place():
+        (code.leading(parameter, 3, 2) * factor).sum().backward()
+    assert_close(parameter.grad, F.pad(factor, (0, 5, 0, 2)), atol=0, rtol=0)
+
+
+class Subclass(torch.Tensor):
+    """Such as quantised or distributed ones."""
 
 
 @each_code
@@ -62,8 +76,8 @@ def test_where_a_part_is_an_ordinary_slice(code):
     with code.add_gradients_in_place():
         assert not ordinary(parameter, 3) and not ordinary(parameter, None, 2)
         assert ordinary(parameter, 5, None) and ordinary(parameter)  # all of it
-        assert ordinary(nn.Parameter(torch.randn(5, 7)), 3, 2)  # nothing to add to
         assert ordinary(parameter * 1, 3, 2)  # no parameter
+        assert ordinary(nn.Parameter(parameter.detach().as_subclass(Subclass)), 3, 2)  # who knows how it adds
         with torch.no_grad():
             assert ordinary(parameter, 3, 2)
         for register in (parameter.register_hook, parameter.register_post_accumulate_grad_hook):
@@ -78,13 +92,14 @@ def test_where_a_part_is_an_ordinary_slice(code):
 
 @each_code
 @pytest.mark.parametrize("padding", [None, 0])
-def test_an_embedding_adds_its_gradient_in_place(code, padding):
+@pytest.mark.parametrize("started", [False, True])
+def test_an_embedding_adds_its_gradient_in_place(code, padding, started):
     embedding = code.WordEmbedding(11, 3, padding_idx=padding)
     ids, factor = torch.tensor([[1, 4, 1], [0, 10, 0]]), torch.randn(2, 3, 3)
-    start = torch.randn(11, 3)
+    start = torch.randn(11, 3) if started else None
     found = []
     for context in (contextlib.nullcontext(), code.add_gradients_in_place()):
-        embedding.weight.grad = start.clone()
+        embedding.weight.grad = start.clone() if started else None
         with context:
             embedded = embedding(ids)
         assert torch.equal(embedded, F.embedding(ids, embedding.weight))
@@ -92,21 +107,74 @@ def test_an_embedding_adds_its_gradient_in_place(code, padding):
         (embedded * factor).sum().backward()
         found.append(embedding.weight.grad)
     assert_close(found[1], found[0], atol=1e-6)
-    assert torch.equal(found[1][0], start[0]) == (padding == 0)
+    assert torch.equal(found[1][0], start[0] if started else torch.zeros(3)) == (padding == 0)
 
 
+@pytest.mark.parametrize("rows, columns", [(3, 2), (5, 2), (3, 7), (5, 7)])
+@pytest.mark.parametrize("started", [False, True])
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_linear_layer_adds_its_gradients_in_place(rows, columns, started, deep, monkeypatch):
+    # Of whole matrices, only those of the size of vocabularies pay.
+    monkeypatch.setattr(ElasticLinear, "_adds_in_place", lambda *args: mos_gradients._IN_PLACE.get())
+    layer, found = ElasticLinear(7, 5), []
+    # Not contiguous, as attention's context may be; of the first layer of all, nobody wants the input's gradient.
+    given = torch.randn(columns, 2, 4).transpose(0, 2)
+    factor, starts = torch.randn(4, 2, rows), [torch.randn_like(parameter) for parameter in layer.parameters()]
+    for context in (contextlib.nullcontext(), mos_gradients.add_gradients_in_place()):
+        for parameter, start in zip(layer.parameters(), starts, strict=True):
+            parameter.grad = start.clone() if started else None
+        hidden = given.clone().requires_grad_(deep)
+        with context:
+            output = layer(hidden, rows)
+        assert isinstance(output.grad_fn, LinearInPlace._backward_cls) == bool(found)
+        (output * factor).sum().backward()
+        found.append([output, layer.weight.grad, layer.bias.grad] + [hidden.grad] * deep)
+    for first, second in zip(*found, strict=True):
+        assert_close(second, first, atol=1e-6)
+    assert layer.weight.grad.is_contiguous()
+
+
+def test_where_a_linear_layer_is_an_ordinary_one(monkeypatch):
+    def ordinary(layer, hidden, *sizes) -> bool:
+        return not isinstance(layer(hidden, *sizes).grad_fn, LinearInPlace._backward_cls)
+
+    layer, hidden = ElasticLinear(7, 5), torch.randn(2, 7)
+    assert ordinary(layer, hidden, 3)
+    with mos_gradients.add_gradients_in_place():
+        assert not ordinary(layer, hidden, 3) and not ordinary(layer, hidden[:, :4])
+        assert ordinary(layer, hidden)  # small and whole
+        assert ordinary(layer, hidden[0], 3)  # one row, as routers have
+        assert ordinary(ElasticLinear(7, 5, bias=False), hidden, 3)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert ordinary(layer, hidden, 3)
+        with torch.no_grad():
+            assert ordinary(layer, hidden, 3)
+        layer.bias.requires_grad_(False)
+        assert ordinary(layer, hidden, 3)
+        vocabulary = ElasticLinear(2**12, 2**12)
+        assert not ordinary(vocabulary, torch.randn(1, 2**12))
+
+
+@pytest.mark.parametrize("started", [False, True])
+@pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("num_experts", [1, 2, 3])
-def test_mixed_experts(num_experts):
-    experts, probabilities = nn.Parameter(torch.randn(num_experts, 5, 7)), torch.randn(3, num_experts).softmax(-1)
+def test_mixed_experts(num_experts, rows, started):
+    experts, probabilities = nn.Parameter(torch.randn(num_experts, 5, 7)), torch.randn(rows, num_experts).softmax(-1)
     start, factor, found = torch.randn(num_experts, 5, 7), torch.randn(3, 2), []
-    for context in (contextlib.nullcontext(), modeling_mos_subnet.add_gradients_in_place()):
-        experts.grad, given = start.clone(), probabilities.clone().requires_grad_()
+    for context in (contextlib.nullcontext(), mos_gradients.add_gradients_in_place()):
+        experts.grad, given = start.clone() if started else None, probabilities.clone().requires_grad_()
         with context:
             mixed = mix_experts(experts, given, 3, 2)
         (mixed * factor).sum().backward()
         found.append((mixed.detach(), experts.grad, given.grad if num_experts > 1 else start))
     for first, second in zip(*found, strict=True):
         assert_close(second, first, atol=1e-6)
+
+
+def count_backward_calls(monkeypatch, function: type[torch.autograd.Function]) -> list[int]:
+    calls, backward = [], function.backward
+    monkeypatch.setattr(function, "backward", lambda *args: calls.append(1) or backward(*args))
+    return calls
 
 
 def in_a_thread(function) -> None:
@@ -136,9 +204,8 @@ def train_all(model, batches, checkpointing: str, context) -> dict[str, torch.Te
 @pytest.mark.parametrize("family, head", MODELS)
 @pytest.mark.parametrize("checkpointing", ["none", "reentrant", "unreentrant", "threaded"])
 def test_models_get_the_same_gradients(family, head, checkpointing, monkeypatch):
-    code, found, parts = CODE[family], [], []
-    backward = code.LeadingInPlace.backward
-    monkeypatch.setattr(code.LeadingInPlace, "backward", lambda *args: parts.append(1) or backward(*args))
+    code, found = CODE[family], []
+    parts = count_backward_calls(monkeypatch, LinearInPlace if code is mos_gradients else code.LeadingInPlace)
     for context in (contextlib.nullcontext, code.add_gradients_in_place):
         model = FAMILY_BY_NAME[family].model(head, "bert")
         variants = FAMILY_BY_NAME[family].variants(model)
@@ -154,19 +221,13 @@ def test_models_get_the_same_gradients(family, head, checkpointing, monkeypatch)
 
 def test_trainers_use_the_context_of_their_family(tiny_tokenizer, tmp_path, monkeypatch):
     made = {
-        modeling_mos_subnet: lambda path: SupernetTrainer(
+        mos_gradients: lambda path: SupernetTrainer(
             make_supernet(tiny_tokenizer), make_arguments(path), train_dataset=make_masked(tiny_tokenizer)
         ),
-        modeling_sharcs: lambda path: make_sharcs_trainer(tiny_tokenizer, path, make_sharcs(tiny_tokenizer), rows=10),
+        sharcs_gradients: lambda path: make_sharcs_trainer(tiny_tokenizer, path, make_sharcs(tiny_tokenizer), rows=10),
     }
     for code, make in made.items():
-        parts, backward = [], code.LeadingInPlace.backward
-
-        def count(*args, parts=parts, backward=backward):
-            parts.append(1)
-            return backward(*args)
-
-        monkeypatch.setattr(code.LeadingInPlace, "backward", count)
+        parts = count_backward_calls(monkeypatch, code.EmbedInPlace)
         make(tmp_path / code.__name__).train()
         assert parts
 
@@ -201,10 +262,10 @@ def test_only_gradients_that_stay_local(wrapped, monkeypatch):
         model = layer
 
     def run() -> torch.Tensor:
-        seen.append(modeling_sharcs._IN_PLACE.get())
+        seen.append(sharcs_gradients._IN_PLACE.get())
         return layer(torch.ones(1, 2)).sum()
 
-    total = passes.run_backward_passes(FakeTrainer, model, [run] * 3, modeling_sharcs.add_gradients_in_place)
+    total = passes.run_backward_passes(FakeTrainer, model, [run] * 3, sharcs_gradients.add_gradients_in_place)
     assert seen == {False: [True, True, True], True: [True, True, False], "elsewhere": [False] * 3}[wrapped]
     assert_close(total, 3 * layer(torch.ones(1, 2)).sum())
-    assert not modeling_sharcs._IN_PLACE.get()
+    assert not sharcs_gradients._IN_PLACE.get()

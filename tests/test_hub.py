@@ -40,10 +40,18 @@ TRAVELLERS = {
         "configuration_mos_subnet.py",
         "conversion.py",
         "modeling_mos.py",
+        "gradients.py",
         "modeling_mos_subnet.py",
     },
-    "subnet": {"architecture.py", "configuration_mos_subnet.py", "modeling_mos_subnet.py"},
-    "sharcs": {"calibration.py", "configuration_sharcs.py", "conversion.py", "modeling_sharcs.py"},
+    "subnet": {"architecture.py", "configuration_mos_subnet.py", "gradients.py", "modeling_mos_subnet.py"},
+    "sharcs": {
+        "calibration.py",
+        "configuration_sharcs.py",
+        "conversion.py",
+        "gradients.py",
+        "modeling_sharcs.py",
+        "packing.py",
+    },
 }
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from modeling_sharcs.modeling_sharcs import PackedLayer
+from modeling_sharcs.packing import PackedLayer
 from testing_utils import (
     LAYOUTS,
     SHARCS_CLASSES,

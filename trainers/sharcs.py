@@ -21,7 +21,8 @@ from transformers.trainer_utils import EvalPrediction, seed_worker, speed_metric
 from transformers.utils import is_sklearn_available, logging
 
 from modeling_sharcs.calibration import candidate_prices, mean_flops, row_shares, share_of_full
-from modeling_sharcs.modeling_sharcs import add_gradients_in_place, choose_widths
+from modeling_sharcs.gradients import add_gradients_in_place
+from modeling_sharcs.modeling_sharcs import choose_widths
 
 from .arguments import SharcsTrainingArguments
 from .checkpoints import StagedCheckpointMixin

@@ -15,8 +15,8 @@ from transformers.trainer_utils import speed_metrics
 from transformers.utils import logging
 
 from modeling_mos import Architecture
+from modeling_mos.gradients import add_gradients_in_place
 from modeling_mos.modeling_mos import MosBottleneck
-from modeling_mos.modeling_mos_subnet import add_gradients_in_place
 
 from .arguments import SupernetTrainingArguments
 from .components import LossComponentsMixin
