@@ -52,7 +52,6 @@ from benchmark_utils import (  # noqa: E402
     compare,
     machine_facts,
     make_batches,
-    make_step,
     plot_speedups,
     report,
     spread,
@@ -152,12 +151,30 @@ def benchmark_inference(
     return results
 
 
-class TimePlainEpochs(TrainerCallback):
-    """Before each epoch of a routed training, trains the plain model for one, and notes what either takes."""
+class TimeEpochs(TrainerCallback):
+    """Notes what each epoch of a training takes."""
 
-    def __init__(self, plain: Trainer, timing: Timing, device: torch.device):
-        self.plain, self.timing, self.device = plain, timing, device
-        self.seconds: dict[str, list[float]] = {"plain": [], "routed": []}
+    def __init__(self, timing: Timing, device: torch.device):
+        self.timing, self.device = timing, device
+        self.seconds: list[float] = []
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self._start = self.now()
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self.seconds.append(self.now() - self._start)
+
+    def now(self) -> float:
+        synchronize(self.device)
+        return self.timing.seconds()
+
+
+class TimePlainEpochs(TrainerCallback):
+    """Before each epoch of a routed training, has a plain one of one epoch run, and notes what either takes."""
+
+    def __init__(self, plain: Trainer, clock: TimeEpochs):
+        self.plain, self.clock = plain, clock
+        self.seconds: dict[str, list[float]] = {"plain": clock.seconds, "routed": []}
         self.flops: list[float] = []
         self.trainer: SharcsTrainer | None = None
         self._started: tuple[float, float] | None = None
@@ -165,12 +182,8 @@ class TimePlainEpochs(TrainerCallback):
     def on_epoch_begin(self, args, state, control, **kwargs):
         # An epoch lasts until the next one begins: scoring the rows and planning the next epoch belong to it.
         self._finish_epoch(state)
-        start = self._now()
-        step = make_step(self.plain)
-        for batch in self.plain.get_train_dataloader():
-            step(batch)
-        self.seconds["plain"].append(self._now() - start)
-        self._started = self._now(), self._counted(state)
+        self.plain.train()
+        self._started = self.clock.now(), self._counted(state)
 
     def on_train_end(self, args, state, control, **kwargs):
         self._finish_epoch(state)
@@ -178,12 +191,8 @@ class TimePlainEpochs(TrainerCallback):
     def _finish_epoch(self, state) -> None:
         if self._started is not None:
             start, counted = self._started
-            self.seconds["routed"].append(self._now() - start)
+            self.seconds["routed"].append(self.clock.now() - start)
             self.flops.append(self._counted(state) - counted)
-
-    def _now(self) -> float:
-        synchronize(self.device)
-        return self.timing.seconds()
 
     def _counted(self, state) -> float:
         return state.total_flos + float(self.trainer.current_flos)
@@ -216,9 +225,15 @@ def benchmark_training(
             "seed": 0,
         }
         collator = DefaultDataCollator()
-        plain_trainer = Trainer(plain, TrainingArguments(folder, **common), collator, train_dataset=dataset)
-        plain_trainer.create_optimizer()
-        callback = TimePlainEpochs(plain_trainer, timing, device)
+        clock = TimeEpochs(timing, device)
+        plain_trainer = Trainer(
+            plain,
+            TrainingArguments(folder, num_train_epochs=1, **common),
+            collator,
+            train_dataset=dataset,
+            callbacks=[clock],
+        )
+        callback = TimePlainEpochs(plain_trainer, clock)
         arguments = SharcsTrainingArguments(
             folder,
             num_train_epochs=window + timing.warmup_rounds + timing.rounds,
@@ -227,7 +242,8 @@ def benchmark_training(
             **common,
         )
         trainer = SharcsTrainer(routed, arguments, data_collator=collator, train_dataset=dataset, callbacks=[callback])
-        trainer.remove_callback(PrinterCallback)  # standard output is for the results
+        for each in (plain_trainer, trainer):
+            each.remove_callback(PrinterCallback)  # standard output is for the results
         callback.trainer = trainer
         trainer.train()
     seconds = {name: taken[-timing.rounds :] for name, taken in callback.seconds.items()}
