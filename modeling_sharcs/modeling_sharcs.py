@@ -579,11 +579,9 @@ class SharcsModel(SharcsPreTrainedModel):
             # wait once, for their plan, and lose superfluous masks then.
             allow_is_bidirectional_skip=attention_mask is None or not routed,
         )
-        full = config.width_sizes(last)
         states, attentions = (hidden,), ()
-        for layer in self.layers[: config.router_layer] if front_state is None else ():
-            hidden, weights = layer(hidden, mask, full, 0, **kwargs)
-            states, attentions = states + (hidden,), attentions + (weights,)
+        if front_state is None:
+            hidden, states, attentions = self._run_front_layers(hidden, mask, **kwargs)
         router_logits = None if self.router is None else self.router(hidden, attention_mask)
 
         if routed:
@@ -601,6 +599,25 @@ class SharcsModel(SharcsPreTrainedModel):
             router_logits=router_logits,
             width_indices=width_indices,
         )
+
+    def run_front(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        """
+        The embeddings and the layers before the router only, which all widths have in common.
+
+        Returns:
+            `torch.Tensor` of shape `(batch, tokens, hidden_size)`: the `front_state` of any pass over these rows.
+        """
+        hidden = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
+        mask = create_bidirectional_mask(self.config, inputs_embeds=hidden, attention_mask=attention_mask)
+        return self._run_front_layers(hidden, mask, **kwargs)[0]
 
     def train(self, mode: bool = True):
         if mode:
@@ -623,6 +640,14 @@ class SharcsModel(SharcsPreTrainedModel):
         logger.warning(f"{reason}: what `pack_narrow_paths()` copied is dropped. Call it again for its speed.")
         self.packed_paths = None
         return None
+
+    def _run_front_layers(self, hidden: torch.Tensor, mask: torch.Tensor | None, **kwargs):
+        full = self.config.width_sizes(len(self.config.width_multipliers) - 1)
+        states, attentions = (hidden,), ()
+        for layer in self.layers[: self.config.router_layer]:
+            hidden, weights = layer(hidden, mask, full, 0, **kwargs)
+            states, attentions = states + (hidden,), attentions + (weights,)
+        return hidden, states, attentions
 
     def _run_routed_layers(self, hidden: torch.Tensor, mask: torch.Tensor | None, index: int, **kwargs):
         hidden = self.entry(hidden, index)

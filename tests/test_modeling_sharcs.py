@@ -774,6 +774,7 @@ def test_another_width_goes_on_from_what_all_have_in_common(head):
     mask = {"attention_mask": batch["attention_mask"]}
     with torch.no_grad():
         front = model(**batch, width=1.0, output_hidden_states=True).hidden_states[model.config.router_layer]
+        assert torch.equal(model.base_model.run_front(**batch), front)
         for options in ({"width": 0.25}, {"width": 0.5}, {}):
             found, expected = model(**mask, **options, front_state=front), model(**batch, **options)
             assert_all_close(found.to_tuple(), expected.to_tuple())

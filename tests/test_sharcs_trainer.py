@@ -573,14 +573,43 @@ def test_labels_as_many_as_tokens_are_left_whole(tiny_tokenizer, tmp_path):
     assert taken["input_ids"].tolist() == [[5]] and taken["labels"].tolist() == [[0, 1, 1]]
 
 
-# Of the model, and of its first layer: the samples of one pass go through what all widths have in common once.
-@pytest.mark.parametrize("every, forwards, fronts", [(True, 2, 1), (False, 3, 2)])
-def test_nothing_is_run_again_for_the_same_rows(tiny_tokenizer, tmp_path, every, forwards, fronts):
+# Of the model, and of its first layer: the samples of a step go through what all widths have in common once, unless
+# they are more than were asked for at a time.
+@pytest.mark.parametrize("every, size, forwards, fronts", [(True, 4, 2, 1), (False, 4, 3, 1), (False, 3, 3, 2)])
+def test_nothing_is_run_again_for_the_same_rows(tiny_tokenizer, tmp_path, every, size, forwards, fronts):
     trainer = make_sharcs_trainer(tiny_tokenizer, tmp_path, rows=4, distillation_weight=0.5)
     (batch,) = steps_of(trainer, every)
     calls = count_calls(trainer)
-    gradients_of(trainer, batch)
+    gradients_of(trainer, batch, _train_batch_size=size)
     assert calls == {"model": forwards, "front": fronts}
+
+
+@each_problem
+@pytest.mark.parametrize("options", [{}, {"hidden_states_weight": 0.5}, {"bf16": True}, {"frozen": True}], ids=str)
+def test_one_front_for_all_widths_gives_the_gradients_of_each_its_own(tiny_tokenizer, tmp_path, problem, options):
+    frozen, options = options.get("frozen"), {name: value for name, value in options.items() if name != "frozen"}
+    options |= {"per_device_train_batch_size": 6, "distillation_weight": 0.5, "router_loss_before_targets": True}
+    model = make_sharcs(tiny_tokenizer, problem)
+    if frozen:
+        for part in (model.base_model.embeddings, *model.base_model.layers[: model.config.router_layer]):
+            part.requires_grad_(False)
+    trainer = make_sharcs_trainer(tiny_tokenizer, tmp_path, model, problem, rows=6, **options)
+    (batch,) = steps_of(trainer)
+    assert trainer._may_share_front(model, batch["routing"])
+    shared = gradients_of(trainer, batch)
+    own = gradients_of(trainer, batch, _may_share_front=lambda *args: False)
+    assert shared.keys() == own.keys()
+    assert any("embeddings" in name for name in own) != bool(frozen)
+    assert largest_change(shared, own) < (3e-2 if "bf16" in options else 1e-5)
+
+
+def test_a_wrapped_model_sees_every_pass(tiny_tokenizer, tmp_path, monkeypatch):
+    trainer = make_sharcs_trainer(tiny_tokenizer, tmp_path, rows=4)
+    (batch,) = steps_of(trainer)
+    assert trainer._may_share_front(trainer.model, batch["routing"])
+    assert not trainer._may_share_front(torch.nn.DataParallel(trainer.model), batch["routing"])
+    monkeypatch.setattr(trainer.accelerator.state, "distributed_type", DistributedType.FSDP)
+    assert not trainer._may_share_front(trainer.model, batch["routing"])
 
 
 def test_every_width_is_scored_and_evaluated_behind_one_front(tiny_tokenizer, tmp_path):

@@ -483,12 +483,14 @@ class SharcsTrainer(PublishingMixin, LossComponentsMixin, OrderedEvaluationMixin
         samples = [routing["index"][rows].tolist() for rows in rows_of.values()]
         # Widths that train the same samples share a pass, and so the layers before the router.
         groups = [indices] if all(rows == samples[0] for rows in samples) else [[index] for index in indices]
+        front = self._run_front(model, inputs) if len(groups) > 1 and self._may_share_front(model, routing) else None
+        start = None if front is None else front.detach().requires_grad_(front.requires_grad)
         passes = []
         for group in groups:
             num_parts = -(-len(rows_of[group[0]]) // self._train_batch_size)
             parts = zip(*(rows_of[index].tensor_split(num_parts) for index in group), strict=True)
             passes += [
-                functools.partial(self._run_rows, model, inputs, routing, dict(zip(group, part, strict=True)))
+                functools.partial(self._run_rows, model, inputs, routing, dict(zip(group, part, strict=True)), start)
                 for part in parts
             ]
         if self._partitioned and self._recorded is not model:
@@ -498,7 +500,26 @@ class SharcsTrainer(PublishingMixin, LossComponentsMixin, OrderedEvaluationMixin
             passes = [idle, idle, *passes]
             self._recorded = model
         passes[-1] = functools.partial(self._reach_every_parameter, passes[-1])
-        return run_backward_passes(self, model, passes, add_gradients_in_place)
+        loss = run_backward_passes(self, model, passes, add_gradients_in_place)
+        if start is not None and start.grad is not None:
+            front.backward(start.grad)
+        return loss
+
+    def _may_share_front(self, model: nn.Module, routing: dict[str, torch.Tensor]) -> bool:
+        """
+        Whether the layers before the router may run once for all rows of a step, though widths train different ones:
+        products of few rows, twice, were 5% of a step of 8. Wrappers of a model must see every pass of it, and no pass
+        may hold more rows than were asked for.
+        """
+        alone = model is self.model and self.accelerator.distributed_type == DistributedType.NO
+        return alone and len(routing["index"]) <= self._train_batch_size
+
+    def _run_front(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+        """What comes before the router, of all rows, of shape `(rows, tokens, hidden_size)`."""
+        batch = self._prepare_inputs(self._take_rows(inputs, slice(None)))
+        batch = {name: value for name, value in batch.items() if name not in self.label_names}
+        with self.compute_loss_context_manager(), self.accelerator.autocast(), add_gradients_in_place():
+            return self._encoder.run_front(**batch)
 
     def _reach_every_parameter(self, run) -> torch.Tensor:
         # What a pass may leave out: the router, before it has targets, and the entry, on the widest path.
@@ -526,12 +547,18 @@ class SharcsTrainer(PublishingMixin, LossComponentsMixin, OrderedEvaluationMixin
         has_targets = self._targets is not None or self.args.router_loss_before_targets
         return has_targets and self.args.router_loss_weight > 0
 
-    def _run_rows(self, model, inputs, routing, rows_of: dict[int, torch.Tensor]) -> torch.Tensor:
-        """The loss of some samples at one width, or at several, the widest first."""
-        batch = self._prepare_inputs(self._take_rows(inputs, next(iter(rows_of.values()))))
+    def _run_rows(
+        self, model, inputs, routing, rows_of: dict[int, torch.Tensor], front: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The loss of some samples at one width, or at several, the widest first; `front` is of all rows."""
+        rows = next(iter(rows_of.values()))
+        batch = self._prepare_inputs(self._take_rows(inputs, rows))
         targets = {name: batch.pop(name) for name in self.label_names}
         # What all paths have in common (`front`), and whom narrower ones learn from (`widest`, `teacher`).
         shared: dict[str, Any] = {}
+        if front is not None:
+            tokens = batch["input_ids" if "input_ids" in batch else "inputs_embeds"].shape[1]
+            shared["front"] = front[rows.to(front.device), :tokens]
         return sum(
             self._run_width(model, batch, targets, routing, index, rows, shared) for index, rows in rows_of.items()
         )
@@ -585,7 +612,7 @@ class SharcsTrainer(PublishingMixin, LossComponentsMixin, OrderedEvaluationMixin
         # Gradients are averaged over processes and summed over accumulated batches.
         return (losses * weights).sum() * args.world_size / self.current_gradient_accumulation_steps
 
-    def _take_rows(self, inputs: dict[str, Any], rows: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _take_rows(self, inputs: dict[str, Any], rows: torch.Tensor | slice) -> dict[str, torch.Tensor]:
         """Some rows of a batch, with the padding at their right end trimmed."""
         taken = {name: value[rows] for name, value in inputs.items()}
         mask = taken.get("attention_mask")
