@@ -61,12 +61,15 @@ test-distributed: $(STAMP)  ## install DeepSpeed and run the tests that train wi
 soak: $(STAMP)  ## kill trainings and searches at random points and see that they end as if nobody had
 	$(BIN)/python tests/soak.py --kills 24
 
-# Two threads, so that BERT-base sizes take minutes on two cores; passive, since spinning threads slow each other down.
+# Two threads, so that BERT-base sizes take minutes on two cores. They wait for the next operation awake, but not for
+# long: to wake one takes longer than a small product, and threads that share a core would keep each other waiting.
 BENCHMARK_THREADS ?= 2
 BENCHMARK_DIR ?= benchmarks
 benchmark: export OMP_NUM_THREADS = $(BENCHMARK_THREADS)
-benchmark: export OMP_WAIT_POLICY = PASSIVE
-# glibc keeps freed memory: by default it hands large tensors back to Linux, which clears them again page by page.
+benchmark: export GOMP_SPINCOUNT ?= 5000
+# glibc keeps freed memory, in huge pages: by default it hands large tensors back to Linux, which clears them again page
+# by page.
+benchmark: export GLIBC_TUNABLES = glibc.malloc.hugetlb=1
 benchmark: export MALLOC_MMAP_MAX_ = 0
 benchmark: export MALLOC_TRIM_THRESHOLD_ = 4000000000
 # What would take it beyond 15 minutes on two cores is cut: rows of inference, and layers of the longest steps.
