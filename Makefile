@@ -69,7 +69,7 @@ benchmark: export OMP_NUM_THREADS = $(BENCHMARK_THREADS)
 benchmark: export GOMP_SPINCOUNT ?= 5000
 # glibc keeps freed memory, in huge pages: by default it hands large tensors back to Linux, which clears them again page
 # by page.
-benchmark: export GLIBC_TUNABLES = glibc.malloc.hugetlb=1
+benchmark: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 benchmark: export MALLOC_MMAP_MAX_ = 0
 benchmark: export MALLOC_TRIM_THRESHOLD_ = 4000000000
 # What would take it beyond 15 minutes on two cores is cut: rows of inference, and layers of the longest steps.

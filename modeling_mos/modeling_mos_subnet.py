@@ -66,6 +66,7 @@ def dropout_attention_forward(
     dropped = min(round(dropout * 2**16), 2**16 - 1)
     bits = torch.empty(-(-scores.numel() // 4), dtype=torch.int64, device=scores.device).random_(-(2**63), None)
     kept = (bits.view(torch.int16)[: scores.numel()] >= dropped - 2**15).view(scores.shape)
+    # As floats, which take more memory until the backward pass, but are not converted again there.
     context = (scores.softmax(dim=-1) * kept.to(scores.dtype)) @ (value / (1 - dropped / 2**16))
     return context.transpose(1, 2), None
 
@@ -77,8 +78,8 @@ class LinearInPlace(torch.autograd.Function):
     def forward(ctx, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, out_features: int | None):
         part = weight[:out_features, : hidden.shape[-1]]
         ctx.weight, ctx.bias = weight, bias
-        # The shapes that PyTorch's own saves: a checkpointed layer may be run again outside of the context.
-        ctx.save_for_backward(hidden.flatten(0, -2), part.t())
+        # What PyTorch's own saves, and no more: a checkpointed layer may be run again outside of the context.
+        ctx.save_for_backward(hidden.flatten(0, -2), part.t() if ctx.needs_input_grad[0] else None)
         return F.linear(hidden, part, bias[:out_features])
 
     @staticmethod
@@ -86,13 +87,13 @@ class LinearInPlace(torch.autograd.Function):
     def backward(ctx, gradient: torch.Tensor):
         hidden, part = ctx.saved_tensors
         shape, gradient = gradient.shape[:-1], gradient.flatten(0, -2)
-        columns, rows = part.shape
-        if ctx.weight.grad is None and part.numel() == ctx.weight.numel():
+        rows, columns = gradient.shape[-1], hidden.shape[-1]
+        if ctx.weight.grad is None and (rows, columns) == ctx.weight.shape:
             ctx.weight.grad = gradient.t() @ hidden
         else:
             gradient_of(ctx.weight)[:rows, :columns].addmm_(gradient.t(), hidden)
         gradient_of(ctx.bias)[:rows].add_(gradient.sum(dim=0))
-        of_hidden = (gradient @ part.t()).unflatten(0, shape) if ctx.needs_input_grad[0] else None
+        of_hidden = None if part is None else (gradient @ part.t()).unflatten(0, shape)
         return of_hidden, None, None, None
 
 

@@ -548,8 +548,8 @@ class SharcsModel(SharcsPreTrainedModel):
         config = self.config
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
-        if front_state is None and (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("You must specify exactly one of `input_ids` and `inputs_embeds`.")
+        if front_state is None:
+            check_inputs(input_ids, inputs_embeds)
         price = config.router_price if router_price is None else router_price
         last = len(config.width_multipliers) - 1
         routed = width is None and price is not None and last > 0 and not self.training
@@ -564,8 +564,7 @@ class SharcsModel(SharcsPreTrainedModel):
                 f"attn_implementation={config._attn_implementation!r} does not return attention weights; call "
                 '`model.set_attn_implementation("eager")` first.'
             )
-        if attention_mask is not None and attention_mask.dim() != 2:
-            raise ValueError(f"`attention_mask` must have the shape (batch, tokens), got {attention_mask.dim()} axes.")
+        check_mask(attention_mask)
 
         if front_state is None:
             hidden = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
@@ -614,7 +613,12 @@ class SharcsModel(SharcsPreTrainedModel):
 
         Returns:
             `torch.Tensor` of shape `(batch, tokens, hidden_size)`: the `front_state` of any pass over these rows.
+
+        Raises:
+            ValueError: unless exactly one of `input_ids` and `inputs_embeds` is given, or for a mask of another shape.
         """
+        check_inputs(input_ids, inputs_embeds)
+        check_mask(attention_mask)
         hidden = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
         mask = create_bidirectional_mask(self.config, inputs_embeds=hidden, attention_mask=attention_mask)
         return self._run_front_layers(hidden, mask, **kwargs)[0]
@@ -971,6 +975,16 @@ class SharcsForQuestionAnswering(SharcsPreTrainedModel):
             {"answer": context[start:end], "start": start, "end": end, "score": probability}
             for ((start, end), _), probability in zip(ranked[:top_k], probabilities, strict=False)
         ]
+
+
+def check_inputs(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> None:
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ValueError("You must specify exactly one of `input_ids` and `inputs_embeds`.")
+
+
+def check_mask(attention_mask: torch.Tensor | None) -> None:
+    if attention_mask is not None and attention_mask.dim() != 2:
+        raise ValueError(f"`attention_mask` must have the shape (batch, tokens), got {attention_mask.dim()} axes.")
 
 
 def passed_on(outputs: SharcsModelOutput) -> dict[str, Any]:

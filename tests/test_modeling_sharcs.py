@@ -775,6 +775,10 @@ def test_another_width_goes_on_from_what_all_have_in_common(head):
     with torch.no_grad():
         front = model(**batch, width=1.0, output_hidden_states=True).hidden_states[model.config.router_layer]
         assert torch.equal(model.base_model.run_front(**batch), front)
+        with pytest.raises(ValueError, match="exactly one of `input_ids` and `inputs_embeds`"):
+            model.base_model.run_front(**mask)
+        with pytest.raises(ValueError, match=r"must have the shape \(batch, tokens\), got 3 axes"):
+            model.base_model.run_front(batch["input_ids"], batch["attention_mask"][:, None])
         for options in ({"width": 0.25}, {"width": 0.5}, {}):
             found, expected = model(**mask, **options, front_state=front), model(**batch, **options)
             assert_all_close(found.to_tuple(), expected.to_tuple())

@@ -476,6 +476,7 @@ class SharcsTrainer(PublishingMixin, LossComponentsMixin, OrderedEvaluationMixin
         gather_parameters(model)  # processes may run different passes
         routing = inputs["routing"]
         inputs = {name: value for name, value in inputs.items() if name != "routing"}
+        inputs = self._take_rows(inputs, slice(None))
         # The widest first: narrower paths may learn from it, and the last pass, whose gradients are reduced across
         # processes, must reach every parameter, of which only narrow paths use the entry's.
         indices = sorted(set(routing["width_index"].tolist()), reverse=True)
@@ -508,16 +509,19 @@ class SharcsTrainer(PublishingMixin, LossComponentsMixin, OrderedEvaluationMixin
     def _may_share_front(self, model: nn.Module, routing: dict[str, torch.Tensor]) -> bool:
         """
         Whether the layers before the router may run once for all rows of a step, though widths train different ones:
-        products of few rows, twice, were 5% of a step of 8. Wrappers of a model must see every pass of it, and no pass
-        may hold more rows than were asked for.
+        products of few rows, twice, were 5% of a step of 8. Wrappers of a model and hooks that may change its inputs
+        must see every pass of it, and no pass may hold more rows than were asked for.
         """
-        alone = model is self.model and self.accelerator.distributed_type == DistributedType.NO
-        return alone and len(routing["index"]) <= self._train_batch_size
+        if model is not self.model or self.accelerator.distributed_type != DistributedType.NO:
+            return False
+        if model._forward_pre_hooks or self._encoder._forward_pre_hooks:
+            return False
+        return len(routing["index"]) <= self._train_batch_size
 
     def _run_front(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
         """What comes before the router, of all rows, of shape `(rows, tokens, hidden_size)`."""
-        batch = self._prepare_inputs(self._take_rows(inputs, slice(None)))
-        batch = {name: value for name, value in batch.items() if name not in self.label_names}
+        batch = {name: value for name, value in inputs.items() if name not in self.label_names}
+        batch = self._prepare_inputs(batch)
         with self.compute_loss_context_manager(), self.accelerator.autocast(), add_gradients_in_place():
             return self._encoder.run_front(**batch)
 

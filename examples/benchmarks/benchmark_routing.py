@@ -170,7 +170,7 @@ class TimeEpochs(TrainerCallback):
 
 
 class TimePlainEpochs(TrainerCallback):
-    """Before each epoch of a routed training, has a plain one of one epoch run, and notes what either takes."""
+    """Before each epoch of a routed training, trains the plain model for one, and notes what either takes."""
 
     def __init__(self, plain: Trainer, clock: TimeEpochs):
         self.plain, self.clock = plain, clock
