@@ -382,8 +382,8 @@ class SharcsPreTrainedModel(PreTrainedModel):
         calibration that measures latency. Compiled and exported models run as if it had not been called.
 
         The copies are dropped when training begins, with a warning when gradients are recorded or the weights were
-        loaded, moved, replaced or changed. Changes that PyTorch does not count (through `tensor.data`) cannot be seen:
-        call it again after them. Hooks of the routed layers' modules are not called.
+        loaded, moved, copied, replaced or changed. Changes that PyTorch does not count (through `tensor.data`) cannot
+        be seen: call it again after them. Hooks of the routed layers' modules are not called.
 
         Returns:
             The model itself.
@@ -638,7 +638,7 @@ class SharcsModel(SharcsPreTrainedModel):
         if torch.is_grad_enabled():
             reason = "Gradients are recorded (`with torch.no_grad():` records none)"
         elif not packed.agree_with(self):
-            reason = "The weights are no longer those that were packed (they were loaded, moved, replaced or changed)"
+            reason = "The weights are no longer those that were packed (loaded, moved, copied, replaced or changed)"
         else:
             return packed.layers[index]
         logger.warning(f"{reason}: what `pack_narrow_paths()` copied is dropped. Call it again for its speed.")

@@ -67,11 +67,13 @@ def assert_spread(found: dict[str, float]) -> None:
     assert 0 < found["lowest"] <= found["median"] <= found["highest"]
 
 
-def test_supernets(run, load_example, tmp_path, capsys):
+def test_supernets(run, load_example, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("GOMP_SPINCOUNT", "77")
     path = tmp_path / "mos.json"
     results = run("benchmark_mos", output_file=str(path))
     assert json.loads(path.read_text()) == json.loads(capsys.readouterr().out) == results
     assert (results["threads"], results["clock"], results["rounds"]) == (1, "cpu", 5)
+    assert results["environment"]["GOMP_SPINCOUNT"] == "77" and "PATH" not in results["environment"]
     step = results["training"]["2x8"]
     assert list(step) == ["plain", "none", "layer", "neuron", "switching"]
     for routing in ("none", "layer", "neuron"):

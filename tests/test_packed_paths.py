@@ -205,7 +205,7 @@ def test_copies_of_other_weights_are_dropped(change, packed_calls, caplog):
         found = [main_outputs(changed(**batch, width=width)) for width in (0.25, 0.5)]
         assert not packed_calls
         assert [record.message.split(":")[0] for record in caplog.records] == [
-            "The weights are no longer those that were packed (they were loaded, moved, replaced or changed)"
+            "The weights are no longer those that were packed (loaded, moved, copied, replaced or changed)"
         ]
         changed.pack_narrow_paths()
         again = [main_outputs(changed(**batch, width=width)) for width in (0.25, 0.5)]

@@ -205,6 +205,9 @@ def make_batches(
     return batches
 
 
+ENVIRONMENT = ("OMP_", "GOMP_", "KMP_", "MKL_", "MALLOC_", "GLIBC_TUNABLES")
+
+
 def machine_facts(device: torch.device) -> dict[str, Any]:
     """What a number depends on, beside the code."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
@@ -213,6 +216,8 @@ def machine_facts(device: torch.device) -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        # How threads wait and memory is kept, which is read when Python starts.
+        "environment": {name: os.environ[name] for name in sorted(os.environ) if name.startswith(ENVIRONMENT)},
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
