@@ -95,7 +95,7 @@ class MixExperts(torch.autograd.Function):
         # As a matrix product, the scalar products of rows need no temporary as large as the experts.
         of_probabilities = torch.einsum("rc,erc->re", gradient.reshape(rows, -1), taken.reshape(len(taken), rows, -1))
         of_probabilities = of_probabilities.sum_to_size(probabilities.shape)
-        return of_experts, of_probabilities, None, *[None] * (len(ctx.taken) - 1)
+        return of_experts, of_probabilities, *[None] * len(ctx.taken)
 
 
 def _by_expert(probabilities: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:

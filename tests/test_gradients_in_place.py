@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from modeling_mos import gradients as mos_gradients
-from modeling_mos.modeling_mos import mix_experts
+from modeling_mos.modeling_mos import MixExperts, mix_experts
 from modeling_mos.modeling_mos_subnet import ElasticLinear, LinearInPlace
 from modeling_sharcs import gradients as sharcs_gradients
 from testing_utils import FAMILIES, assert_close, make_batch, make_targets, scalar
@@ -135,7 +135,7 @@ def test_a_linear_layer_adds_its_gradients_in_place(rows, columns, started, deep
     assert layer.weight.grad.is_contiguous()
 
 
-def test_where_a_linear_layer_is_an_ordinary_one(monkeypatch):
+def test_where_a_linear_layer_is_an_ordinary_one():
     def ordinary(layer, hidden, *sizes) -> bool:
         return not isinstance(layer(hidden, *sizes).grad_fn, LinearInPlace._backward_cls)
 
@@ -159,7 +159,9 @@ def test_where_a_linear_layer_is_an_ordinary_one(monkeypatch):
 @pytest.mark.parametrize("started", [False, True])
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("num_experts", [1, 2, 3])
-def test_mixed_experts(num_experts, rows, started):
+def test_mixed_experts(num_experts, rows, started, monkeypatch):
+    returned, backward = [], MixExperts.backward
+    monkeypatch.setattr(MixExperts, "backward", lambda *args: returned.append(backward(*args)) or returned[-1])
     experts, probabilities = nn.Parameter(torch.randn(num_experts, 5, 7)), torch.randn(rows, num_experts).softmax(-1)
     start, factor, found = torch.randn(num_experts, 5, 7), torch.randn(3, 2), []
     for context in (contextlib.nullcontext(), mos_gradients.add_gradients_in_place()):
@@ -170,6 +172,9 @@ def test_mixed_experts(num_experts, rows, started):
         found.append((mixed.detach(), experts.grad, given.grad if num_experts > 1 else start))
     for first, second in zip(*found, strict=True):
         assert_close(second, first, atol=1e-6)
+    # The first gradient of experts is made whole by the function itself, later ones are added to it.
+    assert [given[0] is None for given in returned] == [False, started][: len(returned)]
+    assert len(returned) == (2 if num_experts > 1 else 0)
 
 
 def count_backward_calls(monkeypatch, function: type[torch.autograd.Function]) -> list[int]:

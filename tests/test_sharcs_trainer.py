@@ -628,9 +628,14 @@ def test_a_shared_front_is_run_as_the_rest(tiny_tokenizer, tmp_path, monkeypatch
 def test_rows_of_padding_only(tiny_tokenizer, tmp_path):
     trainer = make_sharcs_trainer(tiny_tokenizer, tmp_path, rows=4)
     (batch,) = steps_of(trainer)
+    tokens, seen = batch["input_ids"].shape[1], []
     batch |= {name: F.pad(batch[name], (0, 5)) for name in ("input_ids", "attention_mask")}
     batch["attention_mask"][batch["routing"]["width_index"] == 0] = 0
+    first = trainer.model.base_model.layers[0]
+    handle = first.register_forward_hook(lambda module, args, output: seen.append(output[0].shape[1]))
     shared = gradients_of(trainer, batch)
+    handle.remove()
+    assert len(seen) == 1 and seen[0] <= tokens  # the padding behind all rows was cut off
     own = gradients_of(trainer, batch, _may_share_front=lambda *args: False)
     assert largest_change(shared, own) < 1e-5
 
