@@ -91,6 +91,13 @@ def attention_interface(config: SharcsConfig):
     return ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager_attention_forward)
 
 
+def additive_mask(mask: Any, config: SharcsConfig, dtype: torch.dtype) -> Any:
+    """What PyTorch's attention would make of a boolean mask, in every layer anew."""
+    if config._attn_implementation != "sdpa" or not torch.is_tensor(mask) or mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, -torch.inf)
+
+
 class SlicedLinear(nn.Linear):
     """A linear layer that can act as its own top-left slice: inputs are sliced to the width they arrive at."""
 
@@ -374,28 +381,33 @@ class SharcsPreTrainedModel(PreTrainedModel):
 
         return set_compute_budget(self, budget, unit)
 
-    def pack_narrow_paths(self) -> "SharcsPreTrainedModel":
+    def pack_paths(self, widest: bool = True) -> "SharcsPreTrainedModel":
         """
-        Copies the weights of each narrow path together, for evaluation without gradients, where products of few
-        tokens with slices of large matrices wait for memory. A path of width w takes w² of the routed layers' memory
-        (6% at 0.25); nothing of it is saved. To be called on the device, and in the type, that is used, and before a
-        calibration that measures latency. Compiled and exported models run as if it had not been called.
+        Copies the weights of each path together, for evaluation without gradients: routing leaves few tokens to a
+        path, whose products with (slices of) large matrices wait for memory. Nothing of it is saved. To be called on
+        the device, and in the type, that is used, and before a calibration that measures latency. Compiled and
+        exported models run as if it had not been called.
 
         The copies are dropped when training begins, with a warning when gradients are recorded or the weights were
         loaded, moved, copied, replaced or changed. Changes that PyTorch does not count (through `tensor.data`) cannot
-        be seen: call it again after them. Hooks of the routed layers' modules are not called.
+        be seen: call it again after them. Hooks of the packed layers' modules are not called.
+
+        Args:
+            widest (`bool`, *optional*, defaults to `True`):
+                Pack the widest path and the layers before the router too, which takes the memory of all layers once
+                more. Narrow paths take w² of the routed layers' memory (6% at a width of 0.25).
 
         Returns:
             The model itself.
 
         Raises:
             ValueError: if weights are elsewhere (several devices, offloaded), were made in inference mode, or modules
-                of the routed layers were replaced (adapters; merge them first).
+                of the layers were replaced (adapters; merge them first).
         """
         from .packing import PackedPaths
 
         encoder = self.base_model
-        encoder.packed_paths = PackedPaths(encoder)
+        encoder.packed_paths = PackedPaths(encoder, widest)
         return self
 
     # ---- costs ------------------------------------------------------------------------------------------------------
@@ -506,7 +518,7 @@ class SharcsModel(SharcsPreTrainedModel):
         self.router = SharcsRouter(config) if num_widths > 1 else None
         self.entry = SharcsEntry(config)
         self._costs = self.relative_costs()  # to compute them takes 0.2 ms, of 24 for a short row
-        self.packed_paths = None  # a `PackedPaths`, see `pack_narrow_paths`
+        self.packed_paths = None  # a `PackedPaths`, see `pack_paths`
         self.post_init()
 
     def get_input_embeddings(self):
@@ -578,17 +590,19 @@ class SharcsModel(SharcsPreTrainedModel):
             # wait once, for their plan, and lose superfluous masks then.
             allow_is_bidirectional_skip=attention_mask is None or not routed,
         )
+        mask = additive_mask(mask, config, hidden.dtype)
+        packed = self._packed_in_use()
         states, attentions = (hidden,), ()
         if front_state is None:
-            hidden, states, attentions = self._run_front_layers(hidden, mask, **kwargs)
+            hidden, states, attentions = self._run_front_layers(hidden, mask, packed, **kwargs)
         router_logits = None if self.router is None else self.router(hidden, attention_mask)
 
         if routed:
             width_indices = choose_widths(router_logits, price, self._costs)
-            hidden = self._run_groups(hidden, attention_mask, mask, width_indices, **kwargs)
+            hidden = self._run_groups(hidden, attention_mask, mask, width_indices, packed, **kwargs)
         else:
             width_indices = torch.full((hidden.shape[0],), forced, device=hidden.device)
-            hidden, states_after, attentions_after = self._run_routed_layers(hidden, mask, forced, **kwargs)
+            hidden, states_after, attentions_after = self._run_routed_layers(hidden, mask, forced, packed, **kwargs)
             states, attentions = states + states_after, attentions + attentions_after
             hidden = F.pad(hidden, (0, config.hidden_size - hidden.shape[-1]))
         return SharcsModelOutput(
@@ -621,46 +635,53 @@ class SharcsModel(SharcsPreTrainedModel):
         check_mask(attention_mask)
         hidden = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
         mask = create_bidirectional_mask(self.config, inputs_embeds=hidden, attention_mask=attention_mask)
-        return self._run_front_layers(hidden, mask, **kwargs)[0]
+        mask = additive_mask(mask, self.config, hidden.dtype)
+        return self._run_front_layers(hidden, mask, self._packed_in_use(), **kwargs)[0]
 
     def train(self, mode: bool = True):
         if mode:
             self.packed_paths = None  # optimizers may change weights without PyTorch's notice, as fused ones do
         return super().train(mode)
 
-    def _packed_layers(self, index: int) -> list | None:
-        """The packed layers of a width, where there are any that may serve."""
+    def _packed_in_use(self) -> Any:
+        """The `PackedPaths`, where they may serve."""
         packed = self.packed_paths
-        if packed is None or index not in packed.layers or torch.compiler.is_compiling():
+        if packed is None or torch.compiler.is_compiling():
             return None
         if getattr(self, "_is_replica", False):  # of DataParallel, perhaps on another device
             return None
-        if torch.is_grad_enabled():
-            reason = "Gradients are recorded (`with torch.no_grad():` records none)"
-        elif not packed.agree_with(self):
-            reason = "The weights are no longer those that were packed (loaded, moved, copied, replaced or changed)"
-        else:
-            return packed.layers[index]
-        logger.warning(f"{reason}: what `pack_narrow_paths()` copied is dropped. Call it again for its speed.")
+        reason = packed.why_unusable(self)
+        if reason is None:
+            return packed
+        logger.warning(f"{reason}: what `pack_paths()` copied is dropped. Call it again for its speed.")
         self.packed_paths = None
         return None
 
-    def _run_front_layers(self, hidden: torch.Tensor, mask: torch.Tensor | None, **kwargs):
-        full = self.config.width_sizes(len(self.config.width_multipliers) - 1)
-        states, attentions = (hidden,), ()
-        for layer in self.layers[: self.config.router_layer]:
-            hidden, weights = layer(hidden, mask, full, 0, **kwargs)
-            states, attentions = states + (hidden,), attentions + (weights,)
-        return hidden, states, attentions
+    def _run_front_layers(self, hidden: torch.Tensor, mask: torch.Tensor | None, packed: Any, **kwargs):
+        layers, copies = self.layers[: self.config.router_layer], None if packed is None else packed.front
+        last = len(self.config.width_multipliers) - 1
+        result, states, attentions = self._run_layers(hidden, mask, layers, copies, last, 0, **kwargs)
+        return result, (hidden, *states), attentions
 
-    def _run_routed_layers(self, hidden: torch.Tensor, mask: torch.Tensor | None, index: int, **kwargs):
-        hidden = self.entry(hidden, index)
-        layers = self._packed_layers(index)
-        if layers is None:
-            layers = self.layers[self.config.router_layer :]
-            given = {"sizes": self.config.width_sizes(index), "norm_index": index}
+    def _run_routed_layers(self, hidden: torch.Tensor, mask: torch.Tensor | None, index: int, packed: Any, **kwargs):
+        layers, copies = self.layers[self.config.router_layer :], None if packed is None else packed.routed.get(index)
+        return self._run_layers(self.entry(hidden, index), mask, layers, copies, index, index, **kwargs)
+
+    def _run_layers(
+        self,
+        hidden: torch.Tensor,
+        mask: torch.Tensor | None,
+        layers: nn.ModuleList,
+        copies: list | None,
+        index: int,
+        norm_index: int,
+        **kwargs,
+    ):
+        """Layers at the width of `index`, or their packed copies where there are any."""
+        if copies is None:
+            given = {"sizes": self.config.width_sizes(index), "norm_index": norm_index}
         else:
-            given = {"interface": attention_interface(self.config), "dropout": 0.0}
+            layers, given = copies, {"interface": attention_interface(self.config), "dropout": 0.0}
         states, attentions = (), ()
         for layer in layers:
             hidden, weights = layer(hidden, mask, **given, **kwargs)
@@ -673,6 +694,7 @@ class SharcsModel(SharcsPreTrainedModel):
         attention_mask: torch.Tensor | None,
         mask: Any,
         width_indices: torch.Tensor,
+        packed: Any,
         **kwargs,
     ) -> torch.Tensor:
         """
@@ -705,7 +727,7 @@ class SharcsModel(SharcsPreTrainedModel):
             else:
                 group_padding = attention_mask[rows, :longest]
             group_mask = self._mask_of_group(mask, rows, group, group_padding)
-            group, _, _ = self._run_routed_layers(group, group_mask, index, **kwargs)
+            group, _, _ = self._run_routed_layers(group, group_mask, index, packed, **kwargs)
             result[rows, :longest, : group.shape[-1]] = group.to(result.dtype)
         return result
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The elastic-encoders authors.
 # Licensed under the Apache License, Version 2.0: http://www.apache.org/licenses/LICENSE-2.0
-"""Narrow paths of routed encoders whose weights are packed: the same results, as long as the weights are the same."""
+"""Paths of routed encoders whose weights are packed: the same results, as long as the weights are the same."""
 
 import copy
 
@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from modeling_sharcs import modeling_sharcs
 from modeling_sharcs.packing import PackedLayer
 from testing_utils import (
     LAYOUTS,
@@ -42,8 +43,9 @@ def random_model(head: str = "sequence-classification", layout: str = "bert", **
 @each_head
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("widest", [True, False])
 @torch.no_grad()
-def test_the_same_results(head, layout, attention, packed_calls):
+def test_the_same_results(head, layout, attention, widest, packed_calls):
     model = random_model(head, layout, entry="projection")
     model.set_attn_implementation(attention)
     batch = make_batch(model.config)
@@ -53,24 +55,29 @@ def test_the_same_results(head, layout, attention, packed_calls):
     assert not packed_calls
     keys = model.state_dict().keys()
     with no_complaints():
-        assert model.pack_narrow_paths() is model
+        assert model.pack_paths(widest) is model
         found = [main_outputs(model(**batch, **path)) for path in paths]
-    narrow, layers = len(paths) - 2, model.config.num_hidden_layers - model.config.router_layer
-    assert len(packed_calls) >= (narrow + 1) * layers  # forced, and routed
+    config = model.config
+    narrow, layers = len(paths) - 2, config.num_hidden_layers - config.router_layer
+    if widest:  # forced, and routed in two groups at least
+        assert len(packed_calls) >= (narrow + 1) * config.num_hidden_layers + config.router_layer + 2 * layers
+    else:
+        assert (narrow + 1) * layers <= len(packed_calls) <= 2 * narrow * layers
     for first, second in zip(found, expected, strict=True):
         for values, others in zip(first, second, strict=True):
             assert_close(values, others, atol=1e-5)
     assert model.state_dict().keys() == keys
 
 
+@pytest.mark.parametrize("width", [0.25, 1.0])
 @torch.no_grad()
-def test_hidden_states_and_attentions():
+def test_hidden_states_and_attentions(width):
     model = random_model()
     model.set_attn_implementation("eager")
     batch = make_batch(model.config)
-    asked = {"width": 0.25, "output_hidden_states": True, "output_attentions": True}
+    asked = {"width": width, "output_hidden_states": True, "output_attentions": True}
     expected = model(**batch, **asked)
-    found = model.pack_narrow_paths()(**batch, **asked)
+    found = model.pack_paths()(**batch, **asked)
     for name in ("hidden_states", "attentions"):
         assert len(found[name]) == len(expected[name]) > 1
         for first, second in zip(found[name], expected[name], strict=True):
@@ -87,7 +94,7 @@ def take_fused_steps(model) -> None:
 
 @pytest.mark.parametrize("training", [False, True])
 def test_training_drops_the_copies(training, packed_calls, caplog):
-    model = random_model().pack_narrow_paths()
+    model = random_model().pack_paths()
     take_fused_steps(model.train(training))
     model.eval()
     assert model.sharcs.layers[-1].output.weight.grad.abs().max() > 0
@@ -98,12 +105,25 @@ def test_training_drops_the_copies(training, packed_calls, caplog):
     with torch.no_grad():
         expected = model(**batch, width=0.5).logits
         assert not packed_calls
-        assert_close(model.pack_narrow_paths()(**batch, width=0.5).logits, expected, atol=1e-5)
+        assert_close(model.pack_paths()(**batch, width=0.5).logits, expected, atol=1e-5)
     assert packed_calls
 
 
+def test_frozen_weights_serve_where_gradients_are_recorded(packed_calls):
+    model = random_model().requires_grad_(False).pack_paths()
+    batch = make_batch(model.config)
+    embedded = model.get_input_embeddings()(batch.pop("input_ids")).requires_grad_()
+    with no_complaints():
+        found = model(inputs_embeds=embedded, **batch, width=0.5).logits
+    assert packed_calls
+    (gradient,) = torch.autograd.grad(found.sum(), embedded)
+    model.sharcs.packed_paths = None
+    (expected,) = torch.autograd.grad(model(inputs_embeds=embedded, **batch, width=0.5).logits.sum(), embedded)
+    assert_close(gradient, expected, atol=1e-5)
+
+
 def test_a_trainer_drops_the_copies(tiny_tokenizer, tmp_path, packed_calls):
-    model = make_sharcs(tiny_tokenizer).pack_narrow_paths()
+    model = make_sharcs(tiny_tokenizer).pack_paths()
     trainer = make_sharcs_trainer(tiny_tokenizer, tmp_path, model, rows=10, optim="adamw_torch_fused")
     trainer.train()
     trainer.evaluate()
@@ -112,7 +132,7 @@ def test_a_trainer_drops_the_copies(tiny_tokenizer, tmp_path, packed_calls):
 
 @torch.no_grad()
 def test_exported_and_compiled_models_run_without(packed_calls):
-    model = random_model().pack_narrow_paths()
+    model = random_model().pack_paths()
     batch = make_batch(model.config)
     expected = model(**batch, width=0.25).logits
     count = len(packed_calls)
@@ -127,11 +147,11 @@ def test_exported_and_compiled_models_run_without(packed_calls):
 
 
 def test_replicas_run_without(caplog):
-    model = random_model().pack_narrow_paths()
+    model = random_model().pack_paths()
     replica = model.sharcs._replicate_for_data_parallel()
     with torch.no_grad():
-        assert replica._packed_layers(0) is None and not caplog.records
-        assert model.sharcs._packed_layers(0)
+        assert replica._packed_in_use() is None and not caplog.records
+        assert model.sharcs._packed_in_use() is model.sharcs.packed_paths
 
 
 @torch.no_grad()
@@ -143,6 +163,12 @@ def change_norm(model):
 def replace_parameter(model):
     layer = model.sharcs.layers[-1].output
     layer.weight = nn.Parameter(layer.weight.detach() * 2)
+    return model
+
+
+@torch.no_grad()
+def change_the_front(model):
+    model.sharcs.layers[0].attention.key.weight.mul_(2)
     return model
 
 
@@ -185,6 +211,7 @@ def adapt(model):
 
 CHANGES = {
     "a norm in place": change_norm,
+    "before the router": change_the_front,
     "loaded": load,
     "loaded by assignment": lambda model: load(model, assign=True),
     "a parameter replaced": replace_parameter,
@@ -197,7 +224,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_copies_of_other_weights_are_dropped(change, packed_calls, caplog):
-    model = random_model().pack_narrow_paths()
+    model = random_model().pack_paths()
     batch = make_batch(model.config)
     changed = CHANGES[change](model)
     caplog.clear()
@@ -207,7 +234,7 @@ def test_copies_of_other_weights_are_dropped(change, packed_calls, caplog):
         assert [record.message.split(":")[0] for record in caplog.records] == [
             "The weights are no longer those that were packed (loaded, moved, copied, replaced or changed)"
         ]
-        changed.pack_narrow_paths()
+        changed.pack_paths()
         again = [main_outputs(changed(**batch, width=width)) for width in (0.25, 0.5)]
     assert packed_calls
     for first, second in zip(again, found, strict=True):
@@ -215,22 +242,22 @@ def test_copies_of_other_weights_are_dropped(change, packed_calls, caplog):
 
 
 def test_inference_mode(packed_calls):
-    model = random_model().pack_narrow_paths()
+    model = random_model().pack_paths()
     with torch.inference_mode():
         model(**make_batch(model.config), width=0.25)
         assert packed_calls
         made_there = copy.deepcopy(model)
     with pytest.raises(ValueError, match="load the model outside of `torch.inference_mode"):
-        made_there.pack_narrow_paths()
+        made_there.pack_paths()
 
 
 def test_adapters_are_refused_and_seen(packed_calls, caplog):
-    model = adapt(random_model().pack_narrow_paths())
+    model = adapt(random_model().pack_paths())
     with torch.no_grad():
         model(**make_batch(model.config), width=0.25)
     assert not packed_calls and len(caplog.records) == 1
-    with pytest.raises(ValueError, match=r"A routed layer holds a Adapter, .* \(`merge_and_unload\(\)`\)"):
-        model.pack_narrow_paths()
+    with pytest.raises(ValueError, match=r"A layer holds a Adapter, .* \(`merge_and_unload\(\)`\)"):
+        model.pack_paths()
 
 
 @torch.no_grad()
@@ -238,28 +265,53 @@ def test_half_precision_and_autocast(packed_calls):
     model = random_model().to(torch.bfloat16)
     batch = make_batch(model.config)
     expected = model(**batch, width=0.25).logits
-    assert_close(model.pack_narrow_paths()(**batch, width=0.25).logits.float(), expected.float(), atol=3e-2, rtol=3e-2)
+    assert_close(model.pack_paths()(**batch, width=0.25).logits.float(), expected.float(), atol=3e-2, rtol=3e-2)
     model = random_model()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         expected = model(**batch, width=0.25).logits
-        found = model.pack_narrow_paths()(**batch, width=0.25).logits
-    assert found.dtype == expected.dtype and len(packed_calls) == 4
+        found = model.pack_paths()(**batch, width=0.25).logits
+    assert found.dtype == expected.dtype and len(packed_calls) == 2 * model.config.num_hidden_layers
     assert_close(found.float(), expected.float(), atol=3e-2, rtol=3e-2)
 
 
 def test_nothing_is_saved(tmp_path):
-    model = random_model().pack_narrow_paths()
+    model = random_model().pack_paths()
     model.save_pretrained(tmp_path)
     with no_complaints():
         loaded = type(model).from_pretrained(tmp_path)
     assert loaded.state_dict().keys() == model.state_dict().keys() and loaded.sharcs.packed_paths is None
 
 
-def test_one_width_has_nothing_to_pack():
-    model = random_model(width_multipliers=[1.0]).pack_narrow_paths()
+@pytest.mark.parametrize("widest, layers", [(True, 3), (False, 0)])
+def test_one_width(widest, layers, packed_calls):
+    model = random_model(width_multipliers=[1.0])
     batch = make_batch(model.config)
     with torch.no_grad():
-        assert torch.isfinite(model(**batch).logits).all()
+        expected = model(**batch).logits
+        assert_close(model.pack_paths(widest)(**batch).logits, expected, atol=1e-5)
+    assert len(packed_calls) == layers
+
+
+def test_what_changes_before_the_router_concerns_packed_narrow_paths_not(packed_calls):
+    model = change_the_front(random_model().pack_paths(widest=False))
+    with torch.no_grad(), no_complaints():
+        model(**make_batch(model.config), width=0.5)
+    assert packed_calls
+
+
+@pytest.mark.parametrize("attention_mask", [None, [[1] * 5, [1, 1, 1, 0, 0], [0] * 5]])
+@torch.no_grad()
+def test_masks_of_scores_are_what_attention_makes_of_them(attention_mask, monkeypatch):
+    model = random_model()
+    batch = {"input_ids": torch.randint(3, model.config.vocab_size, (3, 5))}
+    if attention_mask is not None:
+        batch["attention_mask"] = torch.tensor(attention_mask)
+    paths = [{"width": 0.25}, {"width": 1.0}, {"router_price": splitting_price(model, batch)}]
+    found = [main_outputs(model(**batch, **path)) for path in paths]
+    monkeypatch.setattr(modeling_sharcs, "additive_mask", lambda mask, *_: mask)
+    for path, outputs in zip(paths, found, strict=True):
+        for values, others in zip(outputs, main_outputs(model(**batch, **path)), strict=True):
+            assert_close(values, others, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("first, devices", [(2, "'cpu', 'meta'"), (0, "'meta'")])
@@ -267,4 +319,4 @@ def test_weights_elsewhere(first, devices):
     model = random_model()
     model.sharcs.layers[first:].to("meta")
     with pytest.raises(ValueError, match=rf"these weights are on \[{devices}\]: load without"):
-        model.pack_narrow_paths()
+        model.pack_paths()

@@ -15,7 +15,8 @@ your own see benchmark_sharcs.py.
 
     --parts inference   Routed batches against the plain model on the same batches, at a price at which the wanted
                         share of rows goes narrow. `of_limit` is the speed-up as a share of what FLOPs promise at the
-                        rows' own lengths. The narrow path is packed (`pack_narrow_paths`), and `_unpacked` not.
+                        rows' own lengths. Paths are packed (`pack_paths`), and `_unpacked` not. `speedup_widest`
+                        is what packing alone gains, all rows on the widest path.
     --parts training    Epochs of SharcsTrainer against epochs of the plain model on the same rows. `over_flops` is the
                         ratio of their times over that of their counted FLOPs.
 """
@@ -121,15 +122,16 @@ def benchmark_inference(
     options: RoutingBenchmarkArguments,
     timing: Timing,
 ) -> dict[str, Any]:
-    """The same batches through the plain model and the routed one, its narrow paths packed or not."""
+    """The same batches through the plain model and the routed one, its paths packed or not."""
     plain.eval(), routed.eval()
-    packed = copy.deepcopy(routed).pack_narrow_paths()
+    packed, widest = copy.deepcopy(routed).pack_paths(), routed.config.width_multipliers[-1]
     table = routed.calibrate(make_batches(rows, 32, None, 0, routed.device))["table"]
     setting = min(table, key=lambda entry: abs(entry["rows_per_width"][0] - options.narrow_share))
     contestants = {
         "plain": lambda batch: plain(**batch),
         "routed": lambda batch: routed(**batch, router_price=setting["price"]),
         "packed": lambda batch: packed(**batch, router_price=setting["price"]),
+        "widest": lambda batch: packed(**batch, width=widest),
     }
     results: dict[str, Any] = {
         "mean_length": sum(map(len, rows)) / len(rows),
@@ -145,6 +147,7 @@ def benchmark_inference(
             "seconds": {name: spread(taken) for name, taken in seconds.items()},
             "speedup": compare(seconds["plain"], seconds["packed"]),
             "of_limit": compare([taken * setting["share"] for taken in seconds["plain"]], seconds["packed"]),
+            "speedup_widest": compare(seconds["plain"], seconds["widest"]),
             "speedup_unpacked": compare(seconds["plain"], seconds["routed"]),
             "of_limit_unpacked": compare([taken * setting["share"] for taken in seconds["plain"]], seconds["routed"]),
         }

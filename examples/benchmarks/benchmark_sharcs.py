@@ -9,7 +9,7 @@ Latency of a routed encoder (SHARCS) against its own widest path and, if given, 
 
 All contestants take turns in every round, after warm-up rounds, with the device synchronised around each call. Ratios
 are medians over rounds of the ratio within a round. Without a text file, rows are random tokens of random lengths, and
-the budgets are shares of what those rows cost. Narrow paths are packed (`pack_narrow_paths`), as for serving.
+the budgets are shares of what those rows cost. Paths are packed (`pack_paths`), as for serving.
 """
 
 import random
@@ -152,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         # A router takes random tokens for something else than text.
         logger.info("The model is calibrated on the rows that are timed.")
         model.calibrate(batches)
-    model.pack_narrow_paths()
+    model.pack_paths()
     scores, lengths = record(model, batches)
     widest = model.config.width_multipliers[-1]
     contestants: dict[str, Callable[[dict], Any]] = {"widest": lambda batch: model(**batch, width=widest)}
