@@ -163,7 +163,7 @@ def test_routing(run, tmp_path, capsys):
         assert 0 < found["narrow_share"] < 1 and found["flops_share"] > 0
         assert list(found["batch_sizes"]) == ["1", "4"]
         for entry in found["batch_sizes"].values():
-            assert list(entry["seconds"]) == ["plain", "routed", "packed"]
+            assert list(entry["seconds"]) == ["plain", "routed", "packed", "widest"]
             share = found["flops_share"]
             for end in ("", "_unpacked"):
                 assert_spread(entry[f"speedup{end}"])
