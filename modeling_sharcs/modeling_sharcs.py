@@ -417,8 +417,14 @@ class SharcsPreTrainedModel(PreTrainedModel):
         Index of a width multiplier in the sorted list.
 
         Raises:
+            TypeError: if it is no number.
             ValueError: if the model does not have it; the message names those that it has.
         """
+        if isinstance(width, (list, tuple, str)):
+            raise TypeError(
+                f"`width` is one number for all rows, one of {self.config.width_multipliers}, got {width!r}; without "
+                "it, rows are routed one by one."
+            )
         for index, known in enumerate(self.config.width_multipliers):
             if abs(known - width) < 1e-3:
                 return index

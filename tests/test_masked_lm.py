@@ -183,6 +183,24 @@ def test_messages(tiny_tokenizer, tiny_tokenizer_dir):
             MaskedLanguageModelingDataset(rows, tokenizer)
 
 
+@pytest.mark.parametrize("protected", [False, True])
+def test_nothing_to_predict(tiny_tokenizer, protected):
+    cls, unknown, sep = tiny_tokenizer.cls_token_id, tiny_tokenizer.unk_token_id, tiny_tokenizer.sep_token_id
+    columns = {"input_ids": [[cls, unknown, sep], [cls, unknown, unknown, sep]]}
+    if protected:
+        columns["special_tokens_mask"] = [[1] * len(row) for row in columns["input_ids"]]
+    found = rf"the first 2 rows hold special tokens only \(ids \[{unknown}, {cls}, {sep}\]\)"
+    for kind in (None, "torch"):
+        rows = datasets.Dataset.from_dict(columns).with_format(kind)
+        with pytest.raises(ValueError, match=rf"There is nothing to predict: {found}.*a tokenizer of its language"):
+            MaskedLanguageModelingDataset(rows, tiny_tokenizer)
+    # One word that is known is enough.
+    columns["input_ids"][1][1] = len(tiny_tokenizer) - 1
+    if protected:
+        columns["special_tokens_mask"][1][1] = 0
+    assert len(MaskedLanguageModelingDataset(datasets.Dataset.from_dict(columns), tiny_tokenizer)) == 2
+
+
 # ---- training -------------------------------------------------------------------------------------------------------
 
 

@@ -791,6 +791,10 @@ def test_messages_of_the_forward_pass():
     batch = make_batch(model.config)
     with pytest.raises(ValueError, match=r"This model has the widths \[0.25, 0.5, 1.0\], not 0.75"):
         model(**batch, width=0.75)
+    with pytest.raises(
+        TypeError, match=r"one of \[0.25, 0.5, 1.0\], got \[0.25\]; without it, rows are routed one by"
+    ):
+        model(**batch, width=[0.25])
     for wanted in ("output_hidden_states", "output_attentions"):
         with pytest.raises(ValueError, match="of routed rows differ in shape; give a `width`"):
             model(**batch, **{wanted: True})

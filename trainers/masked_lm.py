@@ -20,6 +20,9 @@ from .passes import check_precision
 from .publishing import PublishingMixin
 
 
+CHECKED_ROWS = 256  # of a data set, for tokens that can be predicted at all
+
+
 class MaskedLanguageModelingDataset(Dataset):
     """
     Masks tokenised sequences on the fly: the same masks on any number of processes and after a resume, new ones every
@@ -37,7 +40,7 @@ class MaskedLanguageModelingDataset(Dataset):
 
     Raises:
         ValueError: if the tokenizer has no mask or padding token, `mlm_probability` is not in (0, 1], the column
-            `input_ids` is missing or the dataset is empty.
+            `input_ids` is missing, the dataset is empty or its first rows hold special tokens only.
     """
 
     def __init__(self, dataset, tokenizer: PreTrainedTokenizerBase, seed: int = 0, mlm_probability: float = 0.15):
@@ -67,6 +70,21 @@ class MaskedLanguageModelingDataset(Dataset):
         self.vocab_size = len(tokenizer)
         # Shared memory, so that data loader workers that outlive an epoch see the next one.
         self.epoch = torch.zeros((), dtype=torch.long).share_memory_()
+        self._check_tokens()
+
+    def _check_tokens(self) -> None:
+        """A tokenizer of another language makes unknown tokens of all words; to train on those succeeds, at loss 0."""
+        rows = min(len(self.dataset), CHECKED_ROWS)
+        columns = self.dataset[:rows]
+        special = columns.get("special_tokens_mask", [None] * rows)
+        for ids, kept in zip(columns["input_ids"], special, strict=True):
+            if not self._never_masked(np.asarray(ids, dtype=np.int64), kept).all():
+                return
+        found = np.unique(np.concatenate([np.asarray(ids, dtype=np.int64) for ids in columns["input_ids"]])).tolist()
+        raise ValueError(
+            f"There is nothing to predict: the first {rows} rows hold special tokens only (ids {found[:10]}), such as "
+            "the one of unknown words. Was the text tokenised with a tokenizer of its language?"
+        )
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -88,8 +106,11 @@ class MaskedLanguageModelingDataset(Dataset):
             for index, ids, kept in zip(indices, columns["input_ids"], special, strict=True)
         ]
 
+    def _never_masked(self, ids: np.ndarray, special: Sequence[int] | None) -> np.ndarray:
+        return np.isin(ids, self.special_ids) if special is None else np.asarray(special, dtype=bool)
+
     def _mask(self, index: int, ids: np.ndarray, special: Sequence[int] | None) -> dict[str, np.ndarray]:
-        never = np.isin(ids, self.special_ids) if special is None else np.asarray(special, dtype=bool)
+        never = self._never_masked(ids, special)
         generator = np.random.Generator(np.random.Philox(key=[self.seed, (int(self.epoch) << 40) + index]))
         chance = generator.random((2, len(ids)))
         asked = (chance[0] < self.mlm_probability) & ~never

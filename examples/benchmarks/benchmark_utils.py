@@ -58,7 +58,13 @@ class Timing:
             "choices": ["wall", "cpu"],
         },
     )
-    output_file: str | None = field(default=None, metadata={"help": "Where to write the JSON, beside printing it."})
+    output_file: str | None = field(
+        default=None,
+        metadata={
+            "help": "Where to write the JSON, beside printing it; a picture, where there is one, gets the same name "
+            "with .png."
+        },
+    )
 
     def __post_init__(self):
         for name, minimum in (("rounds", 5), ("warmup_rounds", 0), ("num_threads", 1)):
