@@ -257,7 +257,7 @@ def _extract_with_bottlenecks(
             _copy(getattr(given.attention, name), getattr(layer.attention, name))
         _copy(given.attention_norm, layer.attention_norm)
         _copy(given.output_norm, layer.output_norm)
-        mixed = given.feed_forward.mixed_weights(encoding, architecture)
+        mixed = given.feed_forward.mixed_weights(encoding, *given.feed_forward.taken(architecture))
         _assign(layer.intermediate, *mixed[:2])
         _assign(layer.output, *mixed[2:])
     _copy(source.layers[architecture.num_hidden_layers - 1].output_bottleneck, target.projection)
@@ -299,7 +299,7 @@ def _extract_stock(
         _copy(given.attention.output, layer.attention.output.dense)
         _copy(given.attention_norm, layer.attention.output.LayerNorm)
         _copy(given.output_norm, layer.output.LayerNorm)
-        mixed = given.feed_forward.mixed_weights(encoding, architecture)
+        mixed = given.feed_forward.mixed_weights(encoding, *given.feed_forward.taken(architecture))
         _assign(layer.intermediate.dense, *mixed[:2])
         _assign(layer.output.dense, *mixed[2:])
     if source.pooler is not None:

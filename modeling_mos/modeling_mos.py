@@ -118,6 +118,9 @@ def mix_experts(experts: torch.Tensor, probabilities: torch.Tensor | None, *size
     """
     if len(experts) == 1:
         return leading(experts, None, *sizes).squeeze(0)
+    if torch.compiler.is_compiling():  # which cannot write parts of a gradient, and fuses all of it
+        part = leading(experts, None, *sizes)
+        return (part * _by_expert(probabilities.to(part.dtype), part)).sum(dim=0)
     return MixExperts.apply(experts, probabilities.to(experts.dtype), adds_in_place(experts), *sizes)
 
 
@@ -220,13 +223,19 @@ class MosFeedForward(nn.Module):
             )
             init.copy_(getattr(self, name), experts)
 
+    def taken(self, architecture: Architecture) -> tuple[int, int, int | None]:
+        """Width, feed-forward size and, where routing is random, the expert of this layer in an architecture."""
+        width, intermediate, _ = architecture.layers[self.layer_index]
+        if self.config.routing != "random":
+            return width, intermediate, None
+        return width, intermediate, random.Random(f"{architecture}/{self.layer_index}").randrange(self.num_own)
+
     def probabilities(
-        self, encoding: torch.Tensor | None, architecture: Architecture
+        self, encoding: torch.Tensor | None, width: int, intermediate: int
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """
         Mixing weights of the two matrices, each of shape `(rows or 1, num_experts)`; `None` where one expert serves.
         """
-        width, intermediate, _ = architecture.layers[self.layer_index]
         if self.config.routing == "layer":
             first = second = self._spread_average(self.router(encoding, 1))
         elif self.config.routing == "neuron":
@@ -242,22 +251,22 @@ class MosFeedForward(nn.Module):
         # The last expert is the mean of the others, so its share is spread evenly over them.
         return probabilities[:, :-1] + probabilities[:, -1:] / self.num_own
 
-    def mixed_weights(self, encoding: torch.Tensor | None, architecture: Architecture) -> tuple[torch.Tensor, ...]:
+    def mixed_weights(
+        self, encoding: torch.Tensor | None, width: int, intermediate: int, expert: int | None
+    ) -> tuple[torch.Tensor, ...]:
         """
-        The feed-forward block of this architecture: slice first, then combine.
+        The feed-forward block at these sizes, which [`~MosFeedForward.taken`] says: slice first, then combine.
 
         Returns:
             Input weight `(intermediate, width)` and bias `(intermediate,)`, output weight `(width, intermediate)` and
             bias `(width,)`.
         """
-        width, intermediate, _ = architecture.layers[self.layer_index]
         blocks = (self.input_weight, self.input_bias, self.output_weight, self.output_bias)
-        if self.config.routing == "random":
-            chosen = random.Random(f"{architecture}/{self.layer_index}").randrange(self.num_own)
+        if expert is not None:
             # Only here: the gradient of a slice is a copy as large as all experts, even of one that takes them all.
-            blocks = tuple(experts[chosen : chosen + 1] for experts in blocks)
+            blocks = tuple(experts[expert : expert + 1] for experts in blocks)
         input_weight, input_bias, output_weight, output_bias = blocks
-        first, second = self.probabilities(encoding, architecture)
+        first, second = self.probabilities(encoding, width, intermediate)
         return (
             mix_experts(input_weight, first, intermediate, width),
             mix_experts(input_bias, first, intermediate),
@@ -265,8 +274,10 @@ class MosFeedForward(nn.Module):
             mix_experts(output_bias, second, width),
         )
 
-    def forward(self, hidden: torch.Tensor, encoding: torch.Tensor | None, architecture: Architecture) -> torch.Tensor:
-        input_weight, input_bias, output_weight, output_bias = self.mixed_weights(encoding, architecture)
+    def forward(
+        self, hidden: torch.Tensor, encoding: torch.Tensor | None, taken: tuple[int, int, int | None]
+    ) -> torch.Tensor:
+        input_weight, input_bias, output_weight, output_bias = self.mixed_weights(encoding, *taken)
         hidden = self.activation(F.linear(hidden, input_weight, input_bias))
         return F.linear(hidden, output_weight, output_bias)
 
@@ -300,7 +311,6 @@ class MosLayer(GradientCheckpointingLayer):
 
     def __init__(self, config: MosConfig, encoding_size: int, layer_index: int):
         super().__init__()
-        self.layer_index = layer_index
         width = config.hidden_size
         if config.search_space["bottleneck"]:
             self.input_bottleneck = MosBottleneck(width, width)
@@ -316,13 +326,14 @@ class MosLayer(GradientCheckpointingLayer):
         hidden: torch.Tensor,
         attention_mask: torch.Tensor | None,
         encoding: torch.Tensor | None,
-        architecture: Architecture,
+        num_heads: int,
+        taken: tuple[int, int, int | None],
         **kwargs,
     ):
-        num_heads = architecture.num_attention_heads[self.layer_index]
+        # Numbers, not the architecture: compiled, layers share graphs in which they are symbols.
         attended, weights = self.attention(hidden, attention_mask, num_heads, **kwargs)
         hidden = self.attention_norm(self.dropout(attended) + hidden)
-        fed = self.feed_forward(hidden, encoding, architecture)
+        fed = self.feed_forward(hidden, encoding, taken)
         return self.output_norm(self.dropout(fed) + hidden), weights
 
 
@@ -752,13 +763,14 @@ class MosModel(MosPreTrainedModel):
 
         all_hidden, all_weights = (hidden,), ()
         previous = None
-        for layer, width in zip(self.layers, architecture.hidden_sizes, strict=False):
+        for layer, (width, _, num_heads) in zip(self.layers, architecture.layers, strict=False):
             if bottleneck:
                 if previous is None or output_hidden_states:
                     hidden = layer.input_bottleneck(hidden, width)
                 else:
                     hidden = cross_bottlenecks(hidden, previous.output_bottleneck, layer.input_bottleneck, width)
-            hidden, weights = layer(hidden, mask, encoding, architecture, **kwargs)
+            taken = layer.feed_forward.taken(architecture)
+            hidden, weights = layer(hidden, mask, encoding, num_heads, taken, **kwargs)
             all_weights += (weights,)
             if output_hidden_states:
                 # The stream between layers exists only here: elsewhere its two bottlenecks are crossed in one step.

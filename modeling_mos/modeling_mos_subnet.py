@@ -165,7 +165,8 @@ class MosAttentionBase(nn.Module):
             value,
             attention_mask,
             dropout=dropout,
-            scaling=(width // num_heads) ** -0.5,
+            # The same that attention takes by itself, where a number would have to be one of its graph.
+            scaling=None if torch.compiler.is_compiling() else (width // num_heads) ** -0.5,
             **kwargs,
         )
         return context.reshape(batch, tokens, width), weights

@@ -123,6 +123,28 @@ def test_all_routings_take_the_same_steps(load_example, monkeypatch):
     assert len(by_routing["none"]) == 6 and len(set(by_routing["none"])) > 1
 
 
+def test_compiled_steps(load_example, monkeypatch, tmp_path):
+    script = load_example("benchmarks/benchmark_mos.py")
+    models, make = [], script.make_trainer
+
+    def spy(model, folder, device, **options):
+        assert options == {"torch_compile": True}
+        trainer = make(model, folder, device, torch_compile_backend="eager", **options)
+        models.append(model)
+        return trainer
+
+    monkeypatch.setattr(script, "make_trainer", spy)
+    # To compile takes minutes; what is to be compiled is all that matters here.
+    monkeypatch.setattr(script, "benchmark_training", lambda *_: {})
+    flags = {**TINY, **SCRIPTS["benchmark_mos"], "parts": ["training"], "torch_compile": True}
+    assert script.main(to_flags(flags))["torch_compile"] is True
+    plain, *supernets = models
+    assert plain._compiled_call_impl is not None and len(supernets) == 3
+    for supernet in supernets:
+        assert supernet._compiled_call_impl is None
+        assert all(layer._compiled_call_impl is not None for layer in supernet.base_model.layers)
+
+
 def test_counted_flops(load_example):
     script = load_example("benchmarks/benchmark_mos.py")
     supernet = tiny_supernet("masked-lm", routing="none", num_experts=1, search_space={"bottleneck": False})

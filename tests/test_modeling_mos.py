@@ -416,7 +416,7 @@ def test_probabilities_sum_to_one(routing, average):
     for architecture in some_architectures(model):
         encoding = model.encode(architecture)
         for layer, (width, intermediate, _) in zip(model.layers, architecture.layers, strict=False):
-            first, second = layer.feed_forward.probabilities(encoding, architecture)
+            first, second = layer.feed_forward.probabilities(encoding, width, intermediate)
             rows = (intermediate, width) if routing == "neuron" else (1, 1)
             assert (first.shape[0], second.shape[0]) == rows
             for shares in (first, second):
@@ -531,11 +531,15 @@ def test_router_options(layers, router_input, routing):
     # Only "constant" mixes alike for all architectures.
     first, second = model.search_space.largest(), model.search_space.smallest()
     shares = [
-        model.mos.layers[0].feed_forward.probabilities(model.mos.encode(found), found)[0][:5]
+        model.mos.layers[0].feed_forward.probabilities(model.mos.encode(found), *found.layers[0][:2])[0][:5]
         for found in (first, second)
     ]
     assert torch.allclose(*shares) is (router_input == "constant")
     assert model(**batch, architecture=second).logits.isfinite().all()
+
+
+def mixed_weights(block, architecture) -> tuple[torch.Tensor, ...]:
+    return block.mixed_weights(None, *block.taken(architecture))
 
 
 def test_random_routing_takes_one_expert_by_the_architecture():
@@ -548,12 +552,11 @@ def test_random_routing_takes_one_expert_by_the_architecture():
         picks = []
         for index, layer in enumerate(model.mos.layers[: architecture.num_hidden_layers]):
             width, intermediate, _ = architecture.layers[index]
-            weight = layer.feed_forward.mixed_weights(None, architecture)[0]
-            again = twin.mos.layers[index].feed_forward.mixed_weights(None, architecture)[0]
+            weight, _, output, _ = mixed_weights(layer.feed_forward, architecture)
+            again = mixed_weights(twin.mos.layers[index].feed_forward, architecture)[0]
             assert_close(again, weight, atol=0, rtol=0)
             experts = layer.feed_forward.input_weight[:, :intermediate, :width]
             (pick,) = (number for number, expert in enumerate(experts) if torch.equal(expert, weight))
-            output = layer.feed_forward.mixed_weights(None, architecture)[2]
             assert torch.equal(output, layer.feed_forward.output_weight[pick, :width, :intermediate])
             picks.append(pick)
         chosen.add(tuple(picks))
@@ -565,7 +568,7 @@ def test_random_routing_takes_one_expert_by_the_architecture():
         next(
             number
             for number in range(3)
-            if torch.equal(block.input_weight[number, :11, :16], block.mixed_weights(None, smallest)[0])
+            if torch.equal(block.input_weight[number, :11, :16], mixed_weights(block, smallest)[0])
         )
         for block in recorded[:2]
     ]
@@ -586,7 +589,7 @@ def test_new_supernet_mixes_experts_of_its_own(head, layout, space):
     assert not torch.equal(block.input_weight[0], block.input_weight[1])
     assert not block.input_router.output.weight.any() and block.input_router.hidden[0].weight.any()
     assert_close(
-        block.probabilities(model.base_model.encode(model.search_space.largest()), model.search_space.largest())[0],
+        block.probabilities(model.base_model.encode(model.search_space.largest()), 48, 37)[0],
         torch.full((37, 2), 0.5),
     )
     if space == "bottleneck":

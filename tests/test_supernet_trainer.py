@@ -2,6 +2,7 @@
 # Licensed under the Apache License, Version 2.0: http://www.apache.org/licenses/LICENSE-2.0
 """Steps of a supernet against gradients computed by hand; distillation, evaluation panels, resumption."""
 
+import copy
 import math
 import random
 
@@ -13,7 +14,7 @@ from transformers import DataCollatorWithPadding, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_mos import Architecture
-from testing_utils import ELASTIC, make_batch, make_targets, tiny_supernet
+from testing_utils import ELASTIC, assert_close, make_batch, make_targets, tiny_supernet
 from trainers import SupernetTrainer, SupernetTrainingArguments
 from trainers.losses import attention_loss, hidden_state_loss, soft_cross_entropy
 from training_utils import (
@@ -256,6 +257,42 @@ def test_flops_are_those_of_the_architectures_that_ran(tiny_tokenizer, tmp_path)
         for architecture in trainer.architectures_of_step(step).values():
             expected += 3 * rows * trainer.model.count_flops(architecture, sequence_length=tokens)
     assert trainer.state.total_flos == expected
+
+
+def test_layers_compile_to_few_graphs(tiny_tokenizer, tmp_path):
+    weights = []
+    for compiled in (False, True):
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        options = {"torch_compile": True, "torch_compile_backend": "aot_eager"} if compiled else {}
+        supernet = make_supernet(tiny_tokenizer)
+        trainer = train_supernet(
+            tiny_tokenizer, tmp_path / str(compiled), supernet, max_steps=4, learning_rate=0.01, **options
+        )
+        found = trainer.evaluate()
+        weights.append({name: parameter.detach().clone() for name, parameter in supernet.named_parameters()})
+        assert not isinstance(trainer.model_wrapped, torch._dynamo.eval_frame.OptimizedModule)
+        counters = torch._dynamo.utils.counters
+        # Six different architectures on three layers, with gradients and without.
+        assert (0 < counters["stats"]["unique_graphs"] <= 8) if compiled else not counters["stats"]
+        assert not counters["graph_break"] and math.isfinite(found["eval_loss"])
+    for name, expected in weights[0].items():
+        assert_close(weights[1][name], expected, atol=1e-5)
+    torch._dynamo.reset()
+    # Nothing of it is saved, and copies run without.
+    trainer.save_model(tmp_path / "saved")
+    again = type(supernet).from_pretrained(tmp_path / "saved").eval()
+    batch = make_batch(supernet.config)
+    with torch.no_grad():
+        expected = again(**batch).logits
+        assert_close(copy.deepcopy(supernet).eval()(**batch).logits, expected, atol=1e-5)
+
+
+def test_layers_are_not_compiled_for_several_gpus_of_one_process(tiny_tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(SupernetTrainingArguments, "n_gpu", 2)
+    arguments = make_arguments(tmp_path, torch_compile=True)
+    with pytest.raises(ValueError, match="`torch_compile` with 2 GPUs in one process .* with torchrun"):
+        SupernetTrainer(make_supernet(tiny_tokenizer), arguments)
 
 
 # ---- distillation ---------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 import torch
+from accelerate.utils import DynamoBackend
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.trainer_utils import speed_metrics
@@ -40,6 +41,7 @@ class SupernetTrainer(LossComponentsMixin, MaskedLMTrainer):
     Each evaluation runs a panel of architectures, whose metrics are prefixed with their names (`eval_largest_loss`);
     `eval_loss` is their mean. For masked language modeling losses and perplexities are token-weighted.
 
+    `torch_compile` compiles the layers, a few graphs for all architectures, and leaves the rest of the model as it is.
     Gradients of slices are added to `parameter.grad` in place where they stay local, so that `torch.autograd.grad`
     does not find those of weights in an override of `compute_loss`.
 
@@ -53,8 +55,8 @@ class SupernetTrainer(LossComponentsMixin, MaskedLMTrainer):
         kwargs: Those of [`~transformers.Trainer`].
 
     Raises:
-        ValueError: if the model is no supernet, the teacher does not fit the student, or the panel holds an
-            architecture outside the search space.
+        ValueError: if the model is no supernet, the teacher does not fit the student, the panel holds an
+            architecture outside the search space, or layers are to be compiled for several GPUs of one process.
     """
 
     def __init__(
@@ -76,12 +78,26 @@ class SupernetTrainer(LossComponentsMixin, MaskedLMTrainer):
             # A step may leave layers out, which Trainer expects of no model that checkpoints activations.
             args.ddp_find_unused_parameters = True if len(self.search_space.num_hidden_layers) > 1 else None
         super().__init__(model=model, args=args, **kwargs)
+        if args.torch_compile:
+            self._compile_layers()
         self._check_distillation(model, teacher)
         self.teacher = None
         if teacher is not None:
             self.teacher = prepare_teacher(self, teacher)
         self.panel = self._build_panel(panel or {})
         self._evaluated: Architecture | None = None
+
+    def _compile_layers(self) -> None:
+        """Layer by layer: a graph of the whole is of one architecture, those of layers have symbols for its sizes."""
+        args = self.args
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"`torch_compile` with {args.n_gpu} GPUs in one process (DataParallel) would run all layers on the "
+                "first: start one process a GPU with torchrun, or show this one a single GPU (CUDA_VISIBLE_DEVICES)."
+            )
+        for layer in self.model.base_model.layers:
+            layer.compile(backend=args.torch_compile_backend, mode=args.torch_compile_mode, dynamic=True)
+        self.accelerator.state.dynamo_plugin.backend = DynamoBackend.NO  # or the whole would be compiled around them
 
     # ---- which architectures ----------------------------------------------------------------------------------------
 

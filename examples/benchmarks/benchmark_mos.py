@@ -77,6 +77,13 @@ class MosBenchmarkArguments:
         default_factory=lambda: [1, 32], metadata={"help": "Sequences a call of subnets."}
     )
     sequence_length: int = field(default=128, metadata={"help": "Tokens of a sequence of subnets."})
+    torch_compile: bool = field(
+        default=False,
+        metadata={
+            "help": "Train with torch.compile: the layers of supernets, all of the plain model. New sizes compile "
+            "in rounds that should not count: give more --warmup_rounds."
+        },
+    )
 
     def __post_init__(self):
         unknown = sorted(set(self.parts) - set(PARTS))
@@ -252,12 +259,14 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         ).to(device)
 
     results: dict[str, Any] = {**machine_facts(device), **timing.facts(), "sizes": vars(sizes)}
+    results["torch_compile"] = options.torch_compile
     if "training" in options.parts:
         results["training"] = {}
         with tempfile.TemporaryDirectory() as folder:
-            trainers = {"plain": make_trainer(backbone, folder, device)}
+            compiled = {"torch_compile": options.torch_compile}
+            trainers = {"plain": make_trainer(backbone, folder, device, **compiled)}
             for routing in ("none", *options.routings):
-                trainers[routing] = make_trainer(make_supernet(routing), folder, device)
+                trainers[routing] = make_trainer(make_supernet(routing), folder, device, **compiled)
             for shape in options.step_shapes:
                 logger.info(f"Training steps of {shape} tokens.")
                 results["training"][shape] = benchmark_training(trainers, parse_shape(shape), timing, sizes, device)

@@ -179,6 +179,8 @@ def make_trainer(model: PreTrainedModel, output_dir: str, device: torch.device, 
     )
     trainer = (SupernetTrainer if supernet else Trainer)(model=model, args=arguments)
     trainer.create_optimizer()
+    if arguments.torch_compile and not supernet:
+        model.compile(backend=arguments.torch_compile_backend)  # Trainer itself does when it trains
     return trainer
 
 
