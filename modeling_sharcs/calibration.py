@@ -112,10 +112,11 @@ def calibrate(
         shown = {"desc": "Recording router scores", "total": min(known, default=None), "leave": False}
         shown["disable"] = not show_progress
         for batch in logging.tqdm(itertools.islice(dataloader, max_batches), **shown):
-            if not isinstance(batch, Mapping):
+            if not isinstance(batch, Mapping) or not any(map(torch.is_tensor, batch.values())):
+                kind = "row without tensors" if isinstance(batch, Mapping) else type(batch).__name__
                 raise ValueError(
-                    f"Calibration reads batches of model inputs by name, got a {type(batch).__name__}; tokenize texts "
-                    "first, as by a DataLoader with `DataCollatorWithPadding`."
+                    f"Calibration reads batches of model inputs by name, got a {kind}; tokenize texts first, and give "
+                    "a DataLoader with `DataCollatorWithPadding`, such as `trainer.get_eval_dataloader(rows)`."
                 )
             if measure_latency and len(kept) < LATENCY_BATCHES:
                 kept.append(batch)

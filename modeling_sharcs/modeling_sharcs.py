@@ -95,6 +95,8 @@ def additive_mask(mask: Any, config: SharcsConfig, dtype: torch.dtype) -> Any:
     """What PyTorch's attention would make of a boolean mask, in every layer anew."""
     if config._attn_implementation != "sdpa" or not torch.is_tensor(mask) or mask.dtype != torch.bool:
         return mask
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return mask  # runtimes of exported graphs guard boolean masks only against rows of nothing but padding
     return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, -torch.inf)
 
 
@@ -388,9 +390,9 @@ class SharcsPreTrainedModel(PreTrainedModel):
         the device, and in the type, that is used, and before a calibration that measures latency. Compiled and
         exported models run as if it had not been called.
 
-        The copies are dropped when training begins, with a warning when gradients are recorded or the weights were
-        loaded, moved, copied, replaced or changed. Changes that PyTorch does not count (through `tensor.data`) cannot
-        be seen: call it again after them. Hooks of the packed layers' modules are not called.
+        The copies are dropped when training begins, with a warning when gradients of the weights are recorded or these
+        were loaded, moved, replaced or changed. Changes that PyTorch does not count (through `tensor.data`) cannot be
+        seen: call it again after them. A copied model has none. Hooks of the packed layers' modules are not called.
 
         Args:
             widest (`bool`, *optional*, defaults to `True`):
@@ -559,6 +561,7 @@ class SharcsModel(SharcsPreTrainedModel):
             the embeddings and the first layers are not run again, and returned hidden states begin with it.
 
         Raises:
+            TypeError: for several widths.
             ValueError: for an unknown width; if hidden states or attentions are asked of a routed batch, whose rows
                 have different shapes; unless exactly one of `input_ids` and `inputs_embeds` is given, or
                 `front_state`.
@@ -644,6 +647,9 @@ class SharcsModel(SharcsPreTrainedModel):
         mask = additive_mask(mask, self.config, hidden.dtype)
         return self._run_front_layers(hidden, mask, self._packed_in_use(), **kwargs)[0]
 
+    def __getstate__(self):
+        return {**super().__getstate__(), "packed_paths": None}  # of pickles and copies, whose weights are others
+
     def train(self, mode: bool = True):
         if mode:
             self.packed_paths = None  # optimizers may change weights without PyTorch's notice, as fused ones do
@@ -652,7 +658,7 @@ class SharcsModel(SharcsPreTrainedModel):
     def _packed_in_use(self) -> Any:
         """The `PackedPaths`, where they may serve."""
         packed = self.packed_paths
-        if packed is None or torch.compiler.is_compiling():
+        if packed is None or torch.compiler.is_compiling() or torch.jit.is_tracing():
             return None
         if getattr(self, "_is_replica", False):  # of DataParallel, perhaps on another device
             return None

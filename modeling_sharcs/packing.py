@@ -62,17 +62,18 @@ class PackedPaths:
         config, last = model.config, len(model.config.width_multipliers) - 1
         self.first = 0 if widest else config.router_layer
         layers = model.layers[self.first :]
+        way_out = ", or leave out what is before the router (`widest=False`)" if widest else ""
         for module in _sources(layers):
             if type(module) not in (SlicedLinear, WidthNorm):
                 raise ValueError(
                     f"A layer holds a {type(module).__name__}, which cannot be packed: merge adapters first "
-                    "(`merge_and_unload()`)."
+                    f"(`merge_and_unload()`){way_out}."
                 )
         parameters = [parameter for module in _sources(layers) for parameter in module.parameters()]
         devices = sorted({str(parameter.device) for parameter in parameters})
         if len(devices) > 1 or devices == ["meta"]:
             raise ValueError(
-                f"Paths are packed on one device, these weights are on {devices}: load without `device_map`."
+                f"Paths are packed on one device, these weights are on {devices}: load without `device_map`{way_out}."
             )
         if any(parameter.is_inference() for parameter in parameters):
             raise ValueError(
@@ -93,8 +94,10 @@ class PackedPaths:
     def why_unusable(self, model: SharcsModel) -> str | None:
         """Why the copies do not serve (any longer), as far as PyTorch counts changes."""
         if self._stamp_of(model) != self._stamp:
-            return "The weights are no longer those that were packed (loaded, moved, copied, replaced or changed)"
-        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in model.layers.parameters()):
+            return "The weights are no longer those that were packed (loaded, moved, replaced or changed)"
+        if torch.is_grad_enabled() and any(
+            parameter.requires_grad for parameter in model.layers[self.first :].parameters()
+        ):
             return "Gradients are recorded (`with torch.no_grad():` records none)"
         return None
 

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from testing_utils import assert_close
+from testing_utils import assert_close, no_complaints
 from trainers import MaskedLanguageModelingDataset, MaskedLMTrainer, SetEpochCallback
 from training_utils import (
     largest_change,
@@ -183,22 +183,33 @@ def test_messages(tiny_tokenizer, tiny_tokenizer_dir):
             MaskedLanguageModelingDataset(rows, tokenizer)
 
 
-@pytest.mark.parametrize("protected", [False, True])
+@pytest.mark.parametrize("protected", [None, "specials", "all"])
 def test_nothing_to_predict(tiny_tokenizer, protected):
     cls, unknown, sep = tiny_tokenizer.cls_token_id, tiny_tokenizer.unk_token_id, tiny_tokenizer.sep_token_id
     columns = {"input_ids": [[cls, unknown, sep], [cls, unknown, unknown, sep]]}
-    if protected:
-        columns["special_tokens_mask"] = [[1] * len(row) for row in columns["input_ids"]]
-    found = rf"the first 2 rows hold special tokens only \(ids \[{unknown}, {cls}, {sep}\]\)"
+    if protected:  # as prepare_pretraining_data.py writes them, with unknown words among what is predicted
+        inner = int(protected == "all")
+        columns["special_tokens_mask"] = [[1, *[inner] * (len(row) - 2), 1] for row in columns["input_ids"]]
+    found = rf"2 rows of 2, evenly spaced, hold special tokens only \(ids \[{unknown}, {cls}, {sep}\]\)"
     for kind in (None, "torch"):
         rows = datasets.Dataset.from_dict(columns).with_format(kind)
         with pytest.raises(ValueError, match=rf"There is nothing to predict: {found}.*a tokenizer of its language"):
             MaskedLanguageModelingDataset(rows, tiny_tokenizer)
-    # One word that is known is enough.
-    columns["input_ids"][1][1] = len(tiny_tokenizer) - 1
+    # Rows that tell nothing at the beginning, and words that are known later.
+    known = [cls, *range(len(tiny_tokenizer) - 5, len(tiny_tokenizer)), sep]
+    columns = {"input_ids": [[cls, sep]] * 300 + [known] * 300}
     if protected:
-        columns["special_tokens_mask"][1][1] = 0
-    assert len(MaskedLanguageModelingDataset(datasets.Dataset.from_dict(columns), tiny_tokenizer)) == 2
+        columns["special_tokens_mask"] = [[1, *[0] * (len(row) - 2), 1] for row in columns["input_ids"]]
+    with no_complaints():
+        assert len(MaskedLanguageModelingDataset(datasets.Dataset.from_dict(columns), tiny_tokenizer)) == 600
+
+
+@pytest.mark.parametrize("unknown, complains", [(2, False), (4, True)])
+def test_unknown_words(tiny_tokenizer, unknown, complains, caplog):
+    row = [tiny_tokenizer.cls_token_id, *[tiny_tokenizer.unk_token_id] * unknown, *range(10, 16)]
+    MaskedLanguageModelingDataset(datasets.Dataset.from_dict({"input_ids": [row] * 3}), tiny_tokenizer)
+    said = [record.message for record in caplog.records if "unknown to the tokenizer" in record.message]
+    assert [message[:20] for message in said] == (["40% of the words are"] if complains else [])
 
 
 # ---- training -------------------------------------------------------------------------------------------------------

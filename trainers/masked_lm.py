@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalPrediction
+from transformers.utils import logging
 
 from modeling_mos.modeling_mos_subnet import MosLMHead
 
@@ -20,7 +21,10 @@ from .passes import check_precision
 from .publishing import PublishingMixin
 
 
-CHECKED_ROWS = 256  # of a data set, for tokens that can be predicted at all
+logger = logging.get_logger(__name__)
+
+CHECKED_ROWS = 256  # of a data set, for words that the tokenizer knows
+MUCH_UNKNOWN = 0.3
 
 
 class MaskedLanguageModelingDataset(Dataset):
@@ -40,7 +44,7 @@ class MaskedLanguageModelingDataset(Dataset):
 
     Raises:
         ValueError: if the tokenizer has no mask or padding token, `mlm_probability` is not in (0, 1], the column
-            `input_ids` is missing, the dataset is empty or its first rows hold special tokens only.
+            `input_ids` is missing, the dataset is empty or holds special tokens only.
     """
 
     def __init__(self, dataset, tokenizer: PreTrainedTokenizerBase, seed: int = 0, mlm_probability: float = 0.15):
@@ -70,21 +74,29 @@ class MaskedLanguageModelingDataset(Dataset):
         self.vocab_size = len(tokenizer)
         # Shared memory, so that data loader workers that outlive an epoch see the next one.
         self.epoch = torch.zeros((), dtype=torch.long).share_memory_()
-        self._check_tokens()
+        self._check_tokens(tokenizer.unk_token_id)
 
-    def _check_tokens(self) -> None:
-        """A tokenizer of another language makes unknown tokens of all words; to train on those succeeds, at loss 0."""
-        rows = min(len(self.dataset), CHECKED_ROWS)
-        columns = self.dataset[:rows]
-        special = columns.get("special_tokens_mask", [None] * rows)
-        for ids, kept in zip(columns["input_ids"], special, strict=True):
-            if not self._never_masked(np.asarray(ids, dtype=np.int64), kept).all():
-                return
-        found = np.unique(np.concatenate([np.asarray(ids, dtype=np.int64) for ids in columns["input_ids"]])).tolist()
-        raise ValueError(
-            f"There is nothing to predict: the first {rows} rows hold special tokens only (ids {found[:10]}), such as "
-            "the one of unknown words. Was the text tokenised with a tokenizer of its language?"
-        )
+    def _check_tokens(self, unknown: int | None) -> None:
+        """A tokenizer of another language makes unknown tokens of words; to train on those succeeds, at a low loss."""
+        places = np.linspace(0, len(self.dataset) - 1, min(len(self.dataset), CHECKED_ROWS), dtype=int).tolist()
+        columns = self.dataset[places]
+        rows = [np.asarray(ids, dtype=np.int64) for ids in columns["input_ids"]]
+        special = columns.get("special_tokens_mask", [None] * len(rows))
+        kept = np.concatenate([self._never_masked(ids, own) for ids, own in zip(rows, special, strict=True)])
+        tokens = np.concatenate(rows)
+        words = tokens[~np.isin(tokens, self.special_ids) | (tokens == unknown)]
+        share = float((words == unknown).mean()) if len(words) else 1.0
+        if kept.all() or share == 1:
+            raise ValueError(
+                f"There is nothing to predict: {len(places)} rows of {len(self.dataset)}, evenly spaced, hold special "
+                f"tokens only (ids {np.unique(tokens)[:10].tolist()}), such as the one of unknown words. Was the text "
+                "tokenised with a tokenizer of its language?"
+            )
+        if share > MUCH_UNKNOWN:
+            logger.warning(
+                f"{share:.0%} of the words are unknown to the tokenizer (id {unknown}). Was the text tokenised with a "
+                "tokenizer of its language?"
+            )
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -41,7 +41,7 @@ class SupernetTrainer(LossComponentsMixin, MaskedLMTrainer):
     Each evaluation runs a panel of architectures, whose metrics are prefixed with their names (`eval_largest_loss`);
     `eval_loss` is their mean. For masked language modeling losses and perplexities are token-weighted.
 
-    `torch_compile` compiles the layers, a few graphs for all architectures, and leaves the rest of the model as it is.
+    `torch_compile` compiles the layers, whose graphs serve all architectures; they stay compiled after the training.
     Gradients of slices are added to `parameter.grad` in place where they stay local, so that `torch.autograd.grad`
     does not find those of weights in an override of `compute_loss`.
 
@@ -78,8 +78,7 @@ class SupernetTrainer(LossComponentsMixin, MaskedLMTrainer):
             # A step may leave layers out, which Trainer expects of no model that checkpoints activations.
             args.ddp_find_unused_parameters = True if len(self.search_space.num_hidden_layers) > 1 else None
         super().__init__(model=model, args=args, **kwargs)
-        if args.torch_compile:
-            self._compile_layers()
+        self._compile_layers()
         self._check_distillation(model, teacher)
         self.teacher = None
         if teacher is not None:
@@ -88,16 +87,43 @@ class SupernetTrainer(LossComponentsMixin, MaskedLMTrainer):
         self._evaluated: Architecture | None = None
 
     def _compile_layers(self) -> None:
-        """Layer by layer: a graph of the whole is of one architecture, those of layers have symbols for its sizes."""
-        args = self.args
-        if args.n_gpu > 1:
+        """
+        Compiles the layers where accelerate would compile the model: a graph of that is of one architecture, those of
+        layers have symbols for its sizes.
+        """
+        plugin = self.accelerator.state.dynamo_plugin  # of `torch_compile`, or of `accelerate launch`
+        layers = self.model.base_model.layers
+        if plugin.backend != DynamoBackend.NO:
+            options = {"dynamic": True, **plugin.to_kwargs()}
+            options.pop("use_regional_compilation", None)
+            for layer in layers:
+                layer.compile(**options)
+            # All layers share this limit (8). Masks or none, gradients or none, full or partial sizes, single rows:
+            # a run with all of them needs 18 graphs, and what is beyond the limit is not compiled.
+            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+        if self.args.n_gpu > 1 and any(layer._compiled_call_impl is not None for layer in layers):
             raise ValueError(
-                f"`torch_compile` with {args.n_gpu} GPUs in one process (DataParallel) would run all layers on the "
-                "first: start one process a GPU with torchrun, or show this one a single GPU (CUDA_VISIBLE_DEVICES)."
+                f"Compiled layers on {self.args.n_gpu} GPUs in one process (DataParallel) would all run on the first: "
+                "start one process a GPU with torchrun, or show this one a single GPU (CUDA_VISIBLE_DEVICES)."
             )
-        for layer in self.model.base_model.layers:
-            layer.compile(backend=args.torch_compile_backend, mode=args.torch_compile_mode, dynamic=True)
-        self.accelerator.state.dynamo_plugin.backend = DynamoBackend.NO  # or the whole would be compiled around them
+
+    @contextlib.contextmanager
+    def _no_whole_graphs(self):
+        """Inside, accelerate leaves the model as it is. Its plugin is shared with other trainers of this process."""
+        plugin = self.accelerator.state.dynamo_plugin
+        backend, plugin.backend = plugin.backend, DynamoBackend.NO
+        try:
+            yield
+        finally:
+            plugin.backend = backend
+
+    def train(self, *args, **kwargs):
+        with self._no_whole_graphs():
+            return super().train(*args, **kwargs)
+
+    def evaluation_loop(self, *args, **kwargs):
+        with self._no_whole_graphs():
+            return super().evaluation_loop(*args, **kwargs)
 
     # ---- which architectures ----------------------------------------------------------------------------------------
 
