@@ -934,6 +934,8 @@ def test_when_rows_are_routed():
 def test_texts_are_no_batches():
     with pytest.raises(ValueError, match="reads batches of model inputs by name, got a str; tokenize texts first"):
         tiny_sharcs().calibrate(["a text"])
+    with pytest.raises(ValueError, match="got a row without tensors; tokenize texts first, and give a DataLoader"):
+        tiny_sharcs().calibrate([{"input_ids": [3, 4, 5], "attention_mask": [1, 1, 1]}])
 
 
 def test_a_single_width_has_no_router():

@@ -37,6 +37,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 from benchmark_utils import (  # noqa: E402
     ModelSizes,
     Timing,
+    check_positive,
     compare,
     machine_facts,
     make_masked_batch,
@@ -91,6 +92,11 @@ class MosBenchmarkArguments:
             raise ValueError(f"--parts takes any of {', '.join(PARTS)}, got {unknown[0]!r}.")
         for shape in self.step_shapes:
             parse_shape(shape)
+        check_positive(
+            num_experts=self.num_experts,
+            inference_batch_sizes=self.inference_batch_sizes,
+            sequence_length=self.sequence_length,
+        )
 
 
 def parse_shape(text: str) -> tuple[int, int]:

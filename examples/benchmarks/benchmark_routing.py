@@ -50,6 +50,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 from benchmark_utils import (  # noqa: E402
     ModelSizes,
     Timing,
+    check_positive,
     compare,
     machine_facts,
     make_batches,
@@ -94,6 +95,12 @@ class RoutingBenchmarkArguments:
             raise ValueError(f"--parts takes any of {', '.join(PARTS)}, got {unknown[0]!r}.")
         if not 0 < self.narrow_share < 1:
             raise ValueError(f"--narrow_share must lie in (0, 1), got {self.narrow_share}.")
+        check_positive(
+            rows=self.rows,
+            batch_sizes=self.batch_sizes,
+            training_rows=self.training_rows,
+            training_batch_size=self.training_batch_size,
+        )
 
 
 def draw_rows(lengths: str, count: int, vocab_size: int, seed: int) -> list[list[int]]:

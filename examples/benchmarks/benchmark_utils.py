@@ -27,6 +27,7 @@ from trainers.width_predictions import save_figure
 __all__ = [
     "ModelSizes",
     "Timing",
+    "check_positive",
     "compare",
     "find_device",
     "machine_facts",
@@ -112,6 +113,17 @@ class ModelSizes:
         """The backbone's configuration. Dropout is the published recipe's: in attention only."""
         sizes = {name: value for name, value in vars(self).items() if name != "seed"}
         return BertConfig(**{**sizes, "hidden_dropout_prob": 0.0, **overrides})
+
+
+def check_positive(**counts: int | Sequence[int]) -> None:
+    """
+    Raises:
+        ValueError: if an option, or one of its numbers, is below 1.
+    """
+    for name, given in counts.items():
+        for count in [given] if isinstance(given, int) else given:
+            if count < 1:
+                raise ValueError(f"--{name} must be at least 1, got {count}.")
 
 
 def find_device(name: str | None) -> torch.device:
