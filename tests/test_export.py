@@ -162,6 +162,20 @@ def test_files_of_a_routed_encoder(routed):
     assert report["bytes"] == sum(path.stat().st_size for path in folder.glob("*.onnx"))
 
 
+def test_a_row_of_padding_is_finite(script, routed, tmp_path):
+    """As fills up batches of a fixed size; what PyTorch makes of its mask would be no number here."""
+    import onnxruntime
+
+    model, source, _, _ = routed
+    script.main(to_flags({"model_name_or_path": source, "output_dir": tmp_path / "onnx", "width": 0.25}))
+    batch = uneven_batch(model.config, 3, 13)
+    batch["attention_mask"][2] = 0
+    (found,) = onnxruntime.InferenceSession(tmp_path / "onnx" / "model.onnx").run(["logits"], as_arrays(batch))
+    assert np.isfinite(found).all()
+    with torch.no_grad():
+        assert_close(torch.from_numpy(found[:2]), model(**batch, width=0.25).logits[:2], atol=1e-4, rtol=0)
+
+
 def test_a_quantized_width(script, routed, tmp_path):
     import onnxruntime
 
