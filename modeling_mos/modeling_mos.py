@@ -46,6 +46,7 @@ from .modeling_mos_subnet import (
     SequenceClassificationHeadMixin,
     TokenClassificationHeadMixin,
     check_inputs,
+    keep_tokens,
     requested_outputs,
 )
 
@@ -328,11 +329,12 @@ class MosLayer(GradientCheckpointingLayer):
         encoding: torch.Tensor | None,
         num_heads: int,
         taken: tuple[int, int, int | None],
+        tokens_to_keep: Any = None,
         **kwargs,
     ):
         # Numbers, not the architecture: compiled, layers share graphs in which they are symbols.
-        attended, weights = self.attention(hidden, attention_mask, num_heads, **kwargs)
-        hidden = self.attention_norm(self.dropout(attended) + hidden)
+        attended, weights = self.attention(hidden, attention_mask, num_heads, tokens_to_keep=tokens_to_keep, **kwargs)
+        hidden = self.attention_norm(self.dropout(attended) + keep_tokens(hidden, tokens_to_keep))
         fed = self.feed_forward(hidden, encoding, taken)
         return self.output_norm(self.dropout(fed) + hidden), weights
 
@@ -732,6 +734,7 @@ class MosModel(MosPreTrainedModel):
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         architecture: Architecture | None = None,
+        tokens_to_keep: Any = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         **kwargs,
@@ -739,6 +742,10 @@ class MosModel(MosPreTrainedModel):
         r"""
         architecture ([`Architecture`], *optional*):
             The subnet to run; `config.default_architecture`, else the largest, if not given.
+        tokens_to_keep (*optional*):
+            Index of `(batch, tokens)`, such as `mask.nonzero(as_tuple=True)`: `last_hidden_state` holds
+            those tokens only, and what follows the last layer's attention runs for them alone. There is no
+            `pooler_output` then.
 
         `hidden_states` holds the embeddings' output and the stream after each layer, all of the width of
         `last_hidden_state`.
@@ -770,18 +777,22 @@ class MosModel(MosPreTrainedModel):
                 else:
                     hidden = cross_bottlenecks(hidden, previous.output_bottleneck, layer.input_bottleneck, width)
             taken = layer.feed_forward.taken(architecture)
-            hidden, weights = layer(hidden, mask, encoding, num_heads, taken, **kwargs)
+            whole = output_hidden_states or len(all_weights) < architecture.num_hidden_layers - 1
+            kept = None if whole else tokens_to_keep
+            hidden, weights = layer(hidden, mask, encoding, num_heads, taken, tokens_to_keep=kept, **kwargs)
             all_weights += (weights,)
             if output_hidden_states:
                 # The stream between layers exists only here: elsewhere its two bottlenecks are crossed in one step.
                 hidden = layer.output_bottleneck(hidden) if bottleneck else hidden
                 all_hidden += (hidden,)
             previous = layer
-        if bottleneck and not output_hidden_states:
+        if output_hidden_states:
+            hidden = keep_tokens(hidden, tokens_to_keep)
+        elif bottleneck:
             hidden = previous.output_bottleneck(hidden)
         return BaseModelOutputWithPooling(
             last_hidden_state=hidden,
-            pooler_output=None if self.pooler is None else self.pooler(hidden),
+            pooler_output=None if self.pooler is None or tokens_to_keep is not None else self.pooler(hidden),
             hidden_states=all_hidden if output_hidden_states else None,
             attentions=all_weights if output_attentions else None,
         )

@@ -123,6 +123,15 @@ class ElasticLayerNorm(nn.LayerNorm):
         return F.layer_norm(hidden, (width,), self.weight[:width], self.bias[:width], self.eps)
 
 
+# Index of `(batch, tokens)` for heads that read nothing else.
+FIRST_TOKEN = (slice(None), slice(0, 1))
+
+
+def keep_tokens(hidden: torch.Tensor, tokens_to_keep: Any) -> torch.Tensor:
+    """What a head reads of `(batch, tokens, width)`, by an index of the first two dimensions; all without one."""
+    return hidden if tokens_to_keep is None else hidden[tokens_to_keep].contiguous()
+
+
 class MosAttentionBase(nn.Module):
     """Multi-head attention through the attention interface of transformers, for any width and number of heads."""
 
@@ -139,12 +148,14 @@ class MosAttentionBase(nn.Module):
         value: torch.Tensor,
         num_heads: int,
         attention_mask: torch.Tensor | None,
+        tokens_to_keep: Any = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
         Args:
             query, key, value (`torch.Tensor` of shape `(batch, tokens, width)`): Projections, heads side by side.
             num_heads (`int`): Heads to split the width into.
+            tokens_to_keep (*optional*): Index of `(batch, tokens)`: whose context to return.
 
         Returns:
             The context of shape `(batch, tokens, width)` and the weights of shape `(batch, heads, tokens, tokens)`,
@@ -169,7 +180,7 @@ class MosAttentionBase(nn.Module):
             scaling=None if torch.compiler.is_compiling() else (width // num_heads) ** -0.5,
             **kwargs,
         )
-        return context.reshape(batch, tokens, width), weights
+        return keep_tokens(context.reshape(batch, tokens, width), tokens_to_keep), weights
 
 
 class MosEmbeddings(nn.Module):
@@ -338,14 +349,14 @@ class MaskedLMHeadMixin:
         `logits` have the shape `(batch, tokens, vocab_size)`; with `config.sparse_prediction`, in training mode and
         with labels, `(labelled tokens, vocab_size)`.
         """
+        if self.config.sparse_prediction and self.training and labels is not None:
+            # As numbers, which are looked for once: a mask would be searched by each index with it.
+            asked = (labels != -100).nonzero(as_tuple=True)
+            labels, kwargs = labels[asked], {**kwargs, "tokens_to_keep": asked}
         outputs = self.base_model(
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
         )
-        hidden = outputs.last_hidden_state
-        if self.config.sparse_prediction and self.training and labels is not None:
-            asked = labels != -100
-            hidden, labels = hidden[asked], labels[asked]
-        logits = self.lm_head(hidden)
+        logits = self.lm_head(outputs.last_hidden_state)
         loss = None
         if labels is not None:
             scores, targets = logits.view(-1, logits.shape[-1]).float(), labels.reshape(-1)
@@ -388,6 +399,8 @@ class SequenceClassificationHeadMixin:
 
         `logits` have the shape `(batch, num_labels)`.
         """
+        if self.training:  # evaluation does what `count_flops` counts
+            kwargs["tokens_to_keep"] = FIRST_TOKEN
         outputs = self.base_model(
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
         )
@@ -620,10 +633,10 @@ class MosSubnetLayer(GradientCheckpointingLayer):
         self.output_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, hidden: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs):
+    def forward(self, hidden: torch.Tensor, attention_mask: torch.Tensor | None, tokens_to_keep: Any = None, **kwargs):
         hidden = self.projection(hidden)
-        attended, weights = self.attention(hidden, attention_mask, **kwargs)
-        hidden = self.attention_norm(self.dropout(attended) + hidden)
+        attended, weights = self.attention(hidden, attention_mask, tokens_to_keep=tokens_to_keep, **kwargs)
+        hidden = self.attention_norm(self.dropout(attended) + keep_tokens(hidden, tokens_to_keep))
         fed = self.output(self.activation(self.intermediate(hidden)))
         return self.output_norm(self.dropout(fed) + hidden), weights
 
@@ -671,11 +684,17 @@ class MosSubnetModel(MosSubnetPreTrainedModel):
         token_type_ids: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
+        tokens_to_keep: Any = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPooling:
         r"""
+        tokens_to_keep (*optional*):
+            Index of `(batch, tokens)`, such as `mask.nonzero(as_tuple=True)`: `last_hidden_state` holds
+            those tokens only, and what follows the last layer's attention runs for them alone. There is no
+            `pooler_output` then.
+
         `hidden_states` holds the embeddings' output, then each layer's at the layer's own width.
 
         Raises:
@@ -686,14 +705,15 @@ class MosSubnetModel(MosSubnetPreTrainedModel):
         hidden = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
         mask = create_bidirectional_mask(self.config, inputs_embeds=hidden, attention_mask=attention_mask)
         all_hidden, all_weights = (hidden,), ()
-        for layer in self.layers:
-            hidden, weights = layer(hidden, mask, **kwargs)
+        for position, layer in enumerate(self.layers):
+            whole = output_hidden_states or position < len(self.layers) - 1
+            hidden, weights = layer(hidden, mask, tokens_to_keep=None if whole else tokens_to_keep, **kwargs)
             all_hidden += (hidden,)
             all_weights += (weights,)
-        hidden = self.projection(hidden)
+        hidden = self.projection(keep_tokens(hidden, tokens_to_keep) if output_hidden_states else hidden)
         return BaseModelOutputWithPooling(
             last_hidden_state=hidden,
-            pooler_output=None if self.pooler is None else self.pooler(hidden),
+            pooler_output=None if self.pooler is None or tokens_to_keep is not None else self.pooler(hidden),
             hidden_states=all_hidden if output_hidden_states else None,
             attentions=all_weights if output_attentions else None,
         )

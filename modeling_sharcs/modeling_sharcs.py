@@ -100,6 +100,15 @@ def additive_mask(mask: Any, config: SharcsConfig, dtype: torch.dtype) -> Any:
     return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, -torch.inf)
 
 
+# Index of `(batch, tokens)` for heads that read nothing else.
+FIRST_TOKEN = (slice(None), slice(0, 1))
+
+
+def keep_tokens(hidden: torch.Tensor, tokens_to_keep: Any) -> torch.Tensor:
+    """What a head reads of `(batch, tokens, size)`, by an index of the first two dimensions; all without one."""
+    return hidden if tokens_to_keep is None else hidden[tokens_to_keep].contiguous()
+
+
 class SlicedLinear(nn.Linear):
     """A linear layer that can act as its own top-left slice: inputs are sliced to the width they arrive at."""
 
@@ -179,7 +188,14 @@ class SharcsAttention(nn.Module):
         self.value = SlicedLinear(config.hidden_size, inner)
         self.output = SlicedLinear(inner, config.hidden_size)
 
-    def forward(self, hidden: torch.Tensor, attention_mask: torch.Tensor | None, num_heads: int, **kwargs):
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        num_heads: int,
+        tokens_to_keep: Any = None,
+        **kwargs,
+    ):
         batch, tokens, size = hidden.shape
         inner = num_heads * self.head_dim
         query, key, value = (
@@ -197,7 +213,7 @@ class SharcsAttention(nn.Module):
             scaling=self.head_dim**-0.5,
             **kwargs,
         )
-        return self.output(context.reshape(batch, tokens, inner), size), weights
+        return self.output(keep_tokens(context.reshape(batch, tokens, inner), tokens_to_keep), size), weights
 
 
 class SharcsLayer(GradientCheckpointingLayer):
@@ -221,10 +237,12 @@ class SharcsLayer(GradientCheckpointingLayer):
         attention_mask: torch.Tensor | None,
         sizes: tuple[int, int, int],
         norm_index: int,
+        tokens_to_keep: Any = None,
         **kwargs,
     ):
         size, heads, intermediate = sizes
-        attended, weights = self.attention(hidden, attention_mask, heads, **kwargs)
+        attended, weights = self.attention(hidden, attention_mask, heads, tokens_to_keep=tokens_to_keep, **kwargs)
+        hidden = keep_tokens(hidden, tokens_to_keep)
         hidden = self.attention_norm(self.attention_dropout(attended) + hidden, norm_index)
         fed = self.output(self.activation(self.intermediate(hidden, intermediate)), size)
         return self.output_norm(self.dropout(fed) + hidden, norm_index), weights
@@ -546,6 +564,7 @@ class SharcsModel(SharcsPreTrainedModel):
         width: float | None = None,
         router_price: float | None = None,
         front_state: torch.Tensor | None = None,
+        tokens_to_keep: Any = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         **kwargs,
@@ -559,6 +578,10 @@ class SharcsModel(SharcsPreTrainedModel):
         front_state (`torch.Tensor` of shape `(batch, tokens, hidden_size)`, *optional*):
             `hidden_states[config.router_layer]` of another pass over the same rows, which all widths have in common:
             the embeddings and the first layers are not run again, and returned hidden states begin with it.
+        tokens_to_keep (*optional*):
+            Index of `(batch, tokens)`, such as `mask.nonzero(as_tuple=True)`: `last_hidden_state` holds
+            those tokens only, and where rows are not routed, what follows the last layer's attention runs for them
+            alone.
 
         Raises:
             TypeError: for several widths.
@@ -609,10 +632,15 @@ class SharcsModel(SharcsPreTrainedModel):
         if routed:
             width_indices = choose_widths(router_logits, price, self._costs)
             hidden = self._run_groups(hidden, attention_mask, mask, width_indices, packed, **kwargs)
+            hidden = keep_tokens(hidden, tokens_to_keep)
         else:
             width_indices = torch.full((hidden.shape[0],), forced, device=hidden.device)
-            hidden, states_after, attentions_after = self._run_routed_layers(hidden, mask, forced, packed, **kwargs)
+            kept = None if output_hidden_states else tokens_to_keep
+            hidden, states_after, attentions_after = self._run_routed_layers(
+                hidden, mask, forced, packed, tokens_to_keep=kept, **kwargs
+            )
             states, attentions = states + states_after, attentions + attentions_after
+            hidden = keep_tokens(hidden, tokens_to_keep) if output_hidden_states else hidden
             hidden = F.pad(hidden, (0, config.hidden_size - hidden.shape[-1]))
         return SharcsModelOutput(
             last_hidden_state=hidden,
@@ -687,6 +715,7 @@ class SharcsModel(SharcsPreTrainedModel):
         copies: list | None,
         index: int,
         norm_index: int,
+        tokens_to_keep: Any = None,
         **kwargs,
     ):
         """Layers at the width of `index`, or their packed copies where there are any."""
@@ -695,8 +724,9 @@ class SharcsModel(SharcsPreTrainedModel):
         else:
             layers, given = copies, {"interface": attention_interface(self.config), "dropout": 0.0}
         states, attentions = (), ()
-        for layer in layers:
-            hidden, weights = layer(hidden, mask, **given, **kwargs)
+        for position, layer in enumerate(layers, start=1):
+            kept = tokens_to_keep if position == len(layers) else None
+            hidden, weights = layer(hidden, mask, **given, tokens_to_keep=kept, **kwargs)
             states, attentions = states + (hidden,), attentions + (weights,)
         return hidden, states, attentions
 
@@ -808,6 +838,8 @@ class SharcsForSequenceClassification(SharcsPreTrainedModel):
 
         `logits` have the shape `(batch, num_labels)`.
         """
+        if self.training:  # evaluation does what `count_flops` counts
+            kwargs["tokens_to_keep"] = FIRST_TOKEN
         outputs = self.sharcs(
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, width, return_dict=True, **kwargs
         )

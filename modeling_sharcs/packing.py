@@ -2,11 +2,14 @@
 # Licensed under the Apache License, Version 2.0: http://www.apache.org/licenses/LICENSE-2.0
 """Copies of the weights of paths, laid out for products of few tokens, for evaluation; see `pack_paths`."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .modeling_sharcs import SharcsLayer, SharcsModel, SlicedLinear, WidthNorm
+from .modeling_sharcs import SharcsLayer, SharcsModel, SlicedLinear, WidthNorm, keep_tokens
 
 
 class PackedLayer:
@@ -37,15 +40,23 @@ class PackedLayer:
             for norm in (layer.attention_norm, layer.output_norm)
         )
 
-    def __call__(self, hidden: torch.Tensor, attention_mask: torch.Tensor | None, interface, **kwargs):
+    def __call__(
+        self,
+        hidden: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        interface: Callable,
+        tokens_to_keep: Any = None,
+        **kwargs,
+    ):
         batch, tokens, _ = hidden.shape
         heads, attention = self.num_heads, self.attention
         projected = F.linear(hidden, *self.projection).view(batch, tokens, 3 * heads, -1).transpose(1, 2)
         context, weights = interface(
             attention, *projected.split(heads, dim=1), attention_mask, scaling=attention.head_dim**-0.5, **kwargs
         )
-        attended = F.linear(context.reshape(batch, tokens, -1), *self.output)
-        hidden = torch.layer_norm(attended + hidden, *self.attention_norm)
+        context = keep_tokens(context.reshape(batch, tokens, -1), tokens_to_keep)
+        attended = F.linear(context, *self.output)
+        hidden = torch.layer_norm(attended + keep_tokens(hidden, tokens_to_keep), *self.attention_norm)
         fed = F.linear(self.activation(F.linear(hidden, *self.intermediate)), *self.feed_forward)
         return torch.layer_norm(fed + hidden, *self.output_norm), weights
 

@@ -7,6 +7,7 @@ import json
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 
 from testing_utils import (
@@ -140,6 +141,64 @@ def test_hidden_states(family, head):
             assert_close(outputs.hidden_states[-1], outputs.last_hidden_state, atol=0, rtol=0)
 
 
+FIRST_TOKEN = (slice(None), slice(0, 1))
+
+
+def flops(model, *args, **kwargs) -> int:
+    with FlopCounterMode(display=False) as counter:
+        model(*args, **kwargs)
+    return counter.get_total_flops()
+
+
+@each_family
+@each_layout
+@each_attention
+@torch.no_grad()
+def test_tokens_to_keep(family, layout, attention):
+    model, batch = build(family, "base", layout, attention=attention)
+    some = batch["input_ids"] % 3 == 0
+    indices = [FIRST_TOKEN, some, some.nonzero(as_tuple=True), (some & False).nonzero(as_tuple=True)]
+    for variant in variants(family, model):
+        whole = model(**batch, **variant).last_hidden_state
+        for index in indices:
+            outputs = model(**batch, **variant, tokens_to_keep=index)
+            assert outputs.last_hidden_state.shape == whole[index].shape
+            assert_close(outputs.last_hidden_state, whole[index], atol=1e-5)
+            assert getattr(outputs, "pooler_output", None) is None
+    for variant in uniform_variants(family, model):
+        # Where hidden states are asked for, they are whole.
+        asked = {**batch, **variant, "output_hidden_states": True}
+        expected, outputs = model(**asked), model(**asked, tokens_to_keep=FIRST_TOKEN)
+        assert_close(outputs.last_hidden_state, expected.last_hidden_state[:, :1], atol=1e-5)
+        for state, other in zip(outputs.hidden_states, expected.hidden_states, strict=True):
+            assert_close(state, other, atol=0, rtol=0)
+
+
+@each_family
+def test_training_classifiers_run_the_last_layer_for_the_first_token(family):
+    """The same scores and gradients, for fewer FLOPs; evaluation does all of them, as `count_flops` says."""
+    model, batch = build(family, "sequence-classification", attention="eager")
+    targets = make_targets("sequence-classification", model.config, batch["input_ids"].shape)
+    for variant in uniform_variants(family, without_dropout(model)):
+        found, counted = [], []
+        for asked in (False, True):
+            model.train().zero_grad()
+            outputs = model(**batch, **targets, **variant, output_hidden_states=asked)
+            outputs.loss.backward()
+            found.append((outputs, {name: value.grad for name, value in model.named_parameters()}))
+            counted.append(flops(model, **batch, **variant, output_hidden_states=asked))
+        (outputs, gradients), (expected, expected_gradients) = found
+        assert_close(outputs.logits, expected.logits, atol=1e-5)
+        for name, gradient in expected_gradients.items():
+            assert (gradients[name] is None) == (gradient is None)
+            if gradient is not None:
+                assert_close(gradients[name], gradient, atol=1e-5)
+        assert counted[0] < counted[1]
+        evaluated = [flops(model.eval(), **batch, **variant, output_hidden_states=asked) for asked in (False, True)]
+        # (Supernets that return hidden states cross bottlenecks by two products instead of one.)
+        assert counted[0] < evaluated[0] <= evaluated[1] and counted[1] <= evaluated[1]
+
+
 @each_model
 def test_hidden_states_by_configuration(family, head):
     model, batch = build(family, head, output_hidden_states=True)
@@ -201,6 +260,15 @@ def enable_checkpointing(model) -> None:
     getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
 
 
+def without_dropout(model):
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "config"):
+            module.config.attention_probs_dropout_prob = 0.0
+    return model
+
+
 @each_model
 def test_gradient_checkpointing(family, head):
     # All variants summed in one backward: what was recomputed must not depend on which variant ran last.
@@ -209,14 +277,7 @@ def test_gradient_checkpointing(family, head):
         model, batch = build(family, head)
         targets = make_targets(head, model.config, batch["input_ids"].shape)
         # No dropout, so that both runs are the same function; training mode, so that checkpointing is active.
-        for module in model.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
-        for config in {
-            id(module.config): module.config for module in model.modules() if hasattr(module, "config")
-        }.values():
-            config.attention_probs_dropout_prob = 0.0
-        model.train()
+        without_dropout(model).train()
         if checkpointing:
             enable_checkpointing(model)
         loss = sum(scalar(model(**batch, **targets, **variant)) for variant in variants(family, model))

@@ -301,6 +301,7 @@ def test_the_widest_path_is_the_backbone(kind, head):
 @each_head
 def test_dropout_is_in_the_backbones_places(kind, head):
     """With one seed, the widest path drops what the backbone drops: the same draws in the same order."""
+    whole = {"output_hidden_states": True}  # of the last layer, classifiers in training run the first token only
     backbone = tiny_backbone(kind, head)
     model = SHARCS_CLASSES[head].from_backbone(backbone, **OPTIONS)
     batch, found = make_batch(model.config), []
@@ -308,7 +309,7 @@ def test_dropout_is_in_the_backbones_places(kind, head):
         module.train()
         torch.manual_seed(0)
         with torch.no_grad():
-            found.append(main_outputs(module(**batch, **options)))
+            found.append(main_outputs(module(**batch, **options, **whole)))
     assert_all_close(found[1], found[0][: len(found[1])])
     backbone.eval()
     assert (main_outputs(backbone(**batch))[0] - found[0][0]).abs().max() > 1e-3

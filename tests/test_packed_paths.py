@@ -85,6 +85,18 @@ def test_hidden_states_and_attentions(width, packed_calls):
             assert_close(first, second, atol=1e-5)
 
 
+@pytest.mark.parametrize("variant", [{"width": 0.25}, {"width": 1.0}, {"router_price": 0.3}])
+@torch.no_grad()
+def test_tokens_to_keep(variant, packed_calls):
+    model = random_model("base")
+    batch = make_batch(model.config)
+    some = (batch["input_ids"] % 3 == 0).nonzero(as_tuple=True)
+    expected = model(**batch, **variant).last_hidden_state[some]
+    found = model.pack_paths()(**batch, **variant, tokens_to_keep=some).last_hidden_state
+    assert packed_calls and len(found) > 3
+    assert_close(found, expected, atol=1e-5)
+
+
 def take_fused_steps(model) -> None:
     # Trainer's default, which changes weights without counting it in their versions.
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)

@@ -194,21 +194,20 @@ class MaskedLMTrainer(PublishingMixin, OrderedEvaluationMixin, StagedCheckpointM
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         inputs = self._prepare_inputs(inputs)
         labels = inputs.pop("labels")
-        asked = labels != -100
+        asked = (labels != -100).nonzero(as_tuple=True)
         with torch.no_grad(), self.compute_loss_context_manager():
             unwrapped = self.accelerator.unwrap_model(model)
             if isinstance(getattr(unwrapped, "lm_head", None), MosLMHead):
                 # Our own models: vocabulary scores of the labelled positions only. Mixed precision is a wrapper of
                 # the model's forward pass, which this goes around.
                 with self.accelerator.autocast():
-                    scores = unwrapped.lm_head(unwrapped.base_model(**inputs).last_hidden_state[asked])
+                    scores = unwrapped.lm_head(unwrapped.base_model(**inputs, tokens_to_keep=asked).last_hidden_state)
             else:
                 scores = model(**inputs).logits[asked]
             losses = F.cross_entropy(scores.float(), labels[asked], reduction="none")
         # A row's loss and count travel through Trainer's gathering, which drops the rows that pad the last batch.
-        rows = asked.nonzero()[:, 0]
-        summed = torch.zeros(len(labels), device=losses.device).index_add_(0, rows, losses)
-        counts = asked.sum(dim=1)
+        summed = torch.zeros(len(labels), device=losses.device).index_add_(0, asked[0], losses)
+        counts = (labels != -100).sum(dim=1)
         return summed.sum() / counts.sum().clamp(min=1), summed, counts
 
 
