@@ -48,7 +48,8 @@ class MosConfig(MosBackboneConfig):
             Architectures that a search found, each with `name`, `architecture` and `parameters`; with a `rank`, 1 for
             the best, where size does not tell; and with `flops` and `latency` where the search knew them.
         sparse_prediction (`bool`, *optional*, defaults to `False`):
-            In training mode with `labels`, computes masked-LM logits at labelled positions only.
+            In training mode with `labels`, computes masked-LM logits, and what follows the last layer's attention, at
+            labelled positions only.
 
     The other arguments are those of [`~transformers.BertConfig`] and describe the largest architecture.
 

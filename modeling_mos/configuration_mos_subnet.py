@@ -89,7 +89,8 @@ class MosSubnetConfig(MosBackboneConfig):
         backbone_model_type (`str`, *optional*, defaults to `"bert"`):
             Family of the backbone, which decides how positions are counted.
         sparse_prediction (`bool`, *optional*, defaults to `False`):
-            In training mode with `labels`, computes masked-LM logits at labelled positions only.
+            In training mode with `labels`, computes masked-LM logits, and what follows the last layer's attention, at
+            labelled positions only.
 
     The other arguments are those of [`~transformers.BertConfig`].
 

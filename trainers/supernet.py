@@ -99,7 +99,7 @@ class SupernetTrainer(LossComponentsMixin, MaskedLMTrainer):
             for layer in layers:
                 layer.compile(**options)
             # All layers share this limit (8). Masks or none, gradients or none, full or partial sizes, single rows:
-            # a run with all of them needs 13 graphs or more, and what is beyond the limit is not compiled.
+            # a run with all of them needs 17 graphs or more, and what is beyond the limit is not compiled.
             torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
         if self.args.n_gpu > 1 and any(layer._compiled_call_impl is not None for layer in layers):
             raise ValueError(

@@ -113,14 +113,20 @@ def parse_shape(text: str) -> tuple[int, int]:
 def count_supernet_step(
     supernet: MosForMaskedLM, architectures: Iterable[Architecture], labels: torch.Tensor
 ) -> float:
-    """Useful FLOPs of a step: what the extracted subnets need, with vocabulary scores of labelled tokens only."""
+    """
+    Useful FLOPs of a step: what the extracted subnets need. Only labelled tokens have vocabulary scores, and what
+    follows the last layer's attention.
+    """
     sequences, tokens = labels.shape
     share = float((labels != -100).float().mean())
-    forward = 0.0
+    stream, forward = supernet.config.hidden_size, 0.0
     for architecture in architectures:
         encoder = supernet.base_model.count_flops(architecture, tokens)
         head = supernet.count_flops(architecture, tokens) - encoder
-        forward += sequences * (encoder + share * head)
+        width, intermediate, _ = architecture.layers[-1]
+        leaving = width * stream if supernet.search_space.bottleneck else 0
+        end = 2 * tokens * (width * width + 2 * width * intermediate + leaving)
+        forward += sequences * (encoder - end + share * (end + head))
     return FORWARD_PASSES_A_STEP * forward
 
 
