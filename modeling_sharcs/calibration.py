@@ -8,6 +8,7 @@ import operator
 import statistics
 import time
 from collections.abc import Iterable, Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -239,6 +240,8 @@ def set_compute_budget(model: PreTrainedModel, budget: float, unit: str = "flops
         raise ValueError(
             "This model has no calibration; run `model.calibrate(dataloader)` on a few hundred unlabelled rows first."
         )
+    if not isinstance(budget, Real):
+        raise TypeError(f"A compute budget is a number, the share of full FLOPs or latency to spend, got {budget!r}.")
     if unit not in ("flops", "latency"):
         raise ValueError(f"A compute budget is in 'flops' or 'latency', not in {unit!r}.")
     column = "share" if unit == "flops" else "latency_share"

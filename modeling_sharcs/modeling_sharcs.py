@@ -394,6 +394,7 @@ class SharcsPreTrainedModel(PreTrainedModel):
             `float`: the price.
 
         Raises:
+            TypeError: if the budget is no number.
             ValueError: without a calibration, for a unit that is unknown or was not measured, or where the budget is
                 out of reach; the message says the range.
         """
@@ -440,7 +441,7 @@ class SharcsPreTrainedModel(PreTrainedModel):
             TypeError: if it is no number.
             ValueError: if the model does not have it; the message names those that it has.
         """
-        if isinstance(width, (list, tuple, str)):
+        if isinstance(width, (list, tuple, str)) or torch.is_tensor(width) and width.numel() != 1:
             raise TypeError(
                 f"`width` is one number for all rows, one of {self.config.width_multipliers}, got {width!r}; without "
                 "it, rows are routed one by one."

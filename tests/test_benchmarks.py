@@ -270,6 +270,7 @@ def test_ratios_are_taken_within_rounds():
         ("benchmark_mos", {"rounds": 4}, "--rounds must be at least 5, got 4"),
         ("benchmark_mos", {"inference_batch_sizes": [2, 0]}, "--inference_batch_sizes must be at least 1, got 0"),
         ("benchmark_routing", {"batch_sizes": [0]}, "--batch_sizes must be at least 1, got 0"),
+        ("benchmark_routing", {"rows": 6, "batch_sizes": [7]}, "--batch_sizes must be at most --rows, 6, got 7"),
         ("benchmark_routing", {"training_rows": 0}, "--training_rows must be at least 1, got 0"),
         ("benchmark_mos", {"num_threads": 2}, "--clock cpu needs one thread and the CPU, got 2 on 'cpu'"),
         ("benchmark_routing", {"parts": ["x"]}, "--parts takes any of inference, training, got 'x'"),

@@ -176,6 +176,10 @@ def test_messages(tiny_tokenizer, tiny_tokenizer_dir):
         MaskedLanguageModelingDataset(datasets.Dataset.from_dict({"text": ["a"]}), tiny_tokenizer)
     with pytest.raises(ValueError, match="has no rows"):
         MaskedLanguageModelingDataset(rows.select([]), tiny_tokenizer)
+    with pytest.raises(TypeError, match="with a column `input_ids`, got a list; make one with"):
+        MaskedLanguageModelingDataset([{"input_ids": [5]}], tiny_tokenizer)
+    with pytest.raises(TypeError, match=r"got the splits \['train', 'test'\]; choose one, `dataset\[...\]`"):
+        MaskedLanguageModelingDataset(datasets.DatasetDict({"train": rows, "test": rows}), tiny_tokenizer)
     for name in ("mask_token", "pad_token"):
         tokenizer = type(tiny_tokenizer).from_pretrained(tiny_tokenizer_dir)
         setattr(tokenizer, name, None)

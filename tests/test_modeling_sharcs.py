@@ -796,6 +796,8 @@ def test_messages_of_the_forward_pass():
         TypeError, match=r"one of \[0.25, 0.5, 1.0\], got \[0.25\]; without it, rows are routed one by"
     ):
         model(**batch, width=[0.25])
+    with pytest.raises(TypeError, match=r"got tensor\(\[0.2500, 0.5000\]\)"):
+        model(**batch, width=torch.tensor([0.25, 0.5]))
     for wanted in ("output_hidden_states", "output_attentions"):
         with pytest.raises(ValueError, match="of routed rows differ in shape; give a `width`"):
             model(**batch, **{wanted: True})
@@ -1313,6 +1315,9 @@ def test_messages_of_the_calibration():
     for budget in (min(shares) - 0.01, 0.0, 1.5, float("nan")):
         way_out = too_much.get(budget, "for less, train narrower")
         with pytest.raises(ValueError, match=rf"{budget:g} of full FLOPs is out of reach: .* {reach}; {way_out}"):
+            model.set_compute_budget(budget)
+    for budget in ("0.5", None, [0.5]):
+        with pytest.raises(TypeError, match=f"is a number, the share of full FLOPs .* got {re.escape(repr(budget))}"):
             model.set_compute_budget(budget)
     assert model.config.router_price is None
     with torch.no_grad():

@@ -43,6 +43,7 @@ class MaskedLanguageModelingDataset(Dataset):
             Share of tokens to predict, of which 80% become the mask token, 10% a random token, 10% stay.
 
     Raises:
+        TypeError: if `dataset` is no data set, or several splits of one.
         ValueError: if the tokenizer has no mask or padding token, `mlm_probability` is not in (0, 1], the column
             `input_ids` is missing, the dataset is empty or holds special tokens only.
     """
@@ -53,6 +54,8 @@ class MaskedLanguageModelingDataset(Dataset):
                 raise ValueError(f"The tokenizer has no {name}; masked language modeling needs one.")
         if not 0 < mlm_probability <= 1:
             raise ValueError(f"`mlm_probability` must lie in (0, 1], got {mlm_probability}.")
+        if isinstance(dataset, dict):
+            raise TypeError(f"Expected one data set, got the splits {list(dataset)}; choose one, `dataset[...]`.")
         if not hasattr(dataset, "column_names"):
             raise TypeError(
                 f"Expected a datasets.Dataset with a column `input_ids`, got a {type(dataset).__name__}; make one "

@@ -101,6 +101,10 @@ class RoutingBenchmarkArguments:
             training_rows=self.training_rows,
             training_batch_size=self.training_batch_size,
         )
+        if max(self.batch_sizes) > self.rows:
+            raise ValueError(f"--batch_sizes must be at most --rows, {self.rows}, got {max(self.batch_sizes)}.")
+        for lengths in self.lengths:
+            draw_rows(lengths, count=1, vocab_size=2, seed=0)
 
 
 def draw_rows(lengths: str, count: int, vocab_size: int, seed: int) -> list[list[int]]:
