@@ -625,6 +625,28 @@ def test_a_shared_front_is_run_as_the_rest(tiny_tokenizer, tmp_path, monkeypatch
     assert len(calls) == 1
 
 
+@pytest.mark.parametrize(
+    "options, shared, asked",
+    [
+        ({}, True, [False] * 2),
+        ({}, False, [False] * 2),
+        # Narrow rows learn from their widest path, which goes on from their front.
+        ({"distillation_weight": 0.5}, True, [False] * 3),
+        ({"distillation_weight": 0.5}, False, [False, True, False]),
+        ({"hidden_states_weight": 0.5}, True, [True] * 3),
+    ],
+)
+def test_the_last_layer_ends_early(tiny_tokenizer, tmp_path, options, shared, asked):
+    """Passes of classifiers ask for hidden states, which are those of whole layers, only where somebody reads them."""
+    trainer = make_sharcs_trainer(tiny_tokenizer, tmp_path, rows=4, **options)
+    (batch,) = steps_of(trainer)
+    outputs = []
+    trainer.model.base_model.register_forward_hook(lambda module, args, output: outputs.append(output))
+    gradients_of(trainer, batch, **({} if shared else {"_may_share_front": lambda *args: False}))
+    assert [output.hidden_states is not None for output in outputs] == asked
+    assert {output.last_hidden_state.shape[1] for output in outputs} == {1}
+
+
 def test_rows_of_padding_only(tiny_tokenizer, tmp_path):
     trainer = make_sharcs_trainer(tiny_tokenizer, tmp_path, rows=4)
     (batch,) = steps_of(trainer)

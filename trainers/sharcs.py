@@ -563,23 +563,28 @@ class SharcsTrainer(PublishingMixin, LossComponentsMixin, OrderedEvaluationMixin
         if front is not None:
             tokens = batch["input_ids" if "input_ids" in batch else "inputs_embeds"].shape[1]
             shared["front"] = front[rows.to(front.device), :tokens]
+        alone = len(rows_of) == 1
         return sum(
-            self._run_width(model, batch, targets, routing, index, rows, shared) for index, rows in rows_of.items()
+            self._run_width(model, batch, targets, routing, index, rows, shared, alone)
+            for index, rows in rows_of.items()
         )
 
-    def _run_width(self, model, batch, targets, routing, index: int, rows: torch.Tensor, shared) -> torch.Tensor:
+    def _run_width(
+        self, model, batch, targets, routing, index: int, rows: torch.Tensor, shared: dict[str, Any], alone: bool
+    ) -> torch.Tensor:
         """The loss of some rows at one width, weighted by their share of the step's rows over all processes."""
         args, widest = self.args, index == len(self.widths) - 1
         samples = routing["index"][rows]
         weights = (routing["weight"][rows] * self.width_loss_weights[index]).to(args.device)
         distil = args.distillation_weight > 0 and (self.teacher is not None or not widest)
         with self.compute_loss_context_manager():
-            # Hidden states of the first width hold what the others go on from.
-            states = not shared or args.hidden_states_weight > 0
+            # Hidden states of the first width hold what others go on from; with them, the last layer runs whole.
+            others = not alone or distil and self.teacher is None and not widest
+            states = args.hidden_states_weight > 0 or others and "front" not in shared
             outputs = self._run(
                 model, batch, width=self.widths[index], front_state=shared.get("front"), output_hidden_states=states
             )
-            if "front" not in shared:
+            if states and "front" not in shared:
                 shared["front"] = self._front_state(outputs)
             if widest:
                 shared["widest"] = _detached(outputs)
@@ -643,8 +648,9 @@ class SharcsTrainer(PublishingMixin, LossComponentsMixin, OrderedEvaluationMixin
     @torch.no_grad()
     def _widest_outputs(self, model, batch: dict[str, Any], shared: dict[str, Any]):
         if "widest" not in shared:  # the widest path trains other rows in this step
+            states = self.args.hidden_states_weight > 0
             shared["widest"] = self._run(
-                model, batch, width=self.widths[-1], front_state=shared["front"], output_hidden_states=True
+                model, batch, width=self.widths[-1], front_state=shared["front"], output_hidden_states=states
             )
         return shared["widest"]
 
