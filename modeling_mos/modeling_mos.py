@@ -35,6 +35,7 @@ from transformers.utils.generic import can_return_tuple
 from .architecture import Architecture, CostTable, Limit, SearchSpace
 from .configuration_mos import MosConfig
 from .gradients import adds_in_place, leading
+from .kept_tokens import check_tokens_to_keep, keep_tokens
 from .modeling_mos_subnet import (
     ElasticLayerNorm,
     ElasticLinear,
@@ -46,7 +47,6 @@ from .modeling_mos_subnet import (
     SequenceClassificationHeadMixin,
     TokenClassificationHeadMixin,
     check_inputs,
-    keep_tokens,
     requested_outputs,
 )
 
@@ -329,7 +329,7 @@ class MosLayer(GradientCheckpointingLayer):
         encoding: torch.Tensor | None,
         num_heads: int,
         taken: tuple[int, int, int | None],
-        tokens_to_keep: Any = None,
+        tokens_to_keep: torch.Tensor | tuple | None = None,
         **kwargs,
     ):
         # Numbers, not the architecture: compiled, layers share graphs in which they are symbols.
@@ -734,7 +734,7 @@ class MosModel(MosPreTrainedModel):
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         architecture: Architecture | None = None,
-        tokens_to_keep: Any = None,
+        tokens_to_keep: torch.Tensor | tuple | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         **kwargs,
@@ -742,20 +742,22 @@ class MosModel(MosPreTrainedModel):
         r"""
         architecture ([`Architecture`], *optional*):
             The subnet to run; `config.default_architecture`, else the largest, if not given.
-        tokens_to_keep (*optional*):
+        tokens_to_keep (`torch.Tensor` or `tuple`, *optional*):
             Index of `(batch, tokens)`, such as `mask.nonzero(as_tuple=True)`: `last_hidden_state` holds
-            those tokens only, and what follows the last layer's attention runs for them alone. There is no
-            `pooler_output` then.
+            those tokens only (of shape `(count, …)` for a mask), and unless hidden states are returned, what follows
+            the last layer's attention runs for them alone. There is no `pooler_output` then.
 
         `hidden_states` holds the embeddings' output and the stream after each layer, all of the width of
         `last_hidden_state`.
 
         Raises:
+            TypeError: if `tokens_to_keep` is no such index.
             ValueError: if the architecture is not in the search space, or unless exactly one of `input_ids` and
                 `inputs_embeds` is given.
         """
         output_hidden_states, output_attentions = requested_outputs(self, output_hidden_states, output_attentions)
         check_inputs(input_ids, inputs_embeds)
+        check_tokens_to_keep(tokens_to_keep)
         architecture = self._architecture(architecture)
         bottleneck = self.space.bottleneck
         hidden = self.embeddings(

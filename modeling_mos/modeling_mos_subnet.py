@@ -29,6 +29,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_mos_subnet import MosSubnetConfig
 from .gradients import WordEmbedding, adds_in_place, gradient_of, is_part, leading
+from .kept_tokens import FIRST_TOKEN, check_tokens_to_keep, keep_tokens, refuse_tokens_to_keep
 
 
 def eager_attention_forward(*args, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
@@ -123,15 +124,6 @@ class ElasticLayerNorm(nn.LayerNorm):
         return F.layer_norm(hidden, (width,), self.weight[:width], self.bias[:width], self.eps)
 
 
-# Index of `(batch, tokens)` for heads that read nothing else.
-FIRST_TOKEN = (slice(None), slice(0, 1))
-
-
-def keep_tokens(hidden: torch.Tensor, tokens_to_keep: Any) -> torch.Tensor:
-    """What a head reads of `(batch, tokens, width)`, by an index of the first two dimensions; all without one."""
-    return hidden if tokens_to_keep is None else hidden[tokens_to_keep].contiguous()
-
-
 class MosAttentionBase(nn.Module):
     """Multi-head attention through the attention interface of transformers, for any width and number of heads."""
 
@@ -148,7 +140,7 @@ class MosAttentionBase(nn.Module):
         value: torch.Tensor,
         num_heads: int,
         attention_mask: torch.Tensor | None,
-        tokens_to_keep: Any = None,
+        tokens_to_keep: torch.Tensor | tuple | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
@@ -347,8 +339,9 @@ class MaskedLMHeadMixin:
             mean over this batch.
 
         `logits` have the shape `(batch, tokens, vocab_size)`; with `config.sparse_prediction`, in training mode and
-        with labels, `(labelled tokens, vocab_size)`.
+        with labels, `(labelled tokens, vocab_size)`, for which alone the end of the last layer is run then.
         """
+        refuse_tokens_to_keep(kwargs)
         if self.config.sparse_prediction and self.training and labels is not None:
             # As numbers, which are looked for once: a mask would be searched by each index with it.
             asked = (labels != -100).nonzero(as_tuple=True)
@@ -367,6 +360,20 @@ class MaskedLMHeadMixin:
         return MaskedLMOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
+
+    def scores_of(self, tokens: tuple[torch.Tensor, torch.Tensor], **inputs) -> torch.Tensor:
+        """
+        Vocabulary scores of some tokens only, which is all that a loss needs.
+
+        Args:
+            tokens (`tuple` of two `torch.Tensor` of shape `(count,)`):
+                Rows and columns of the tokens, such as `(labels != -100).nonzero(as_tuple=True)`.
+            inputs: Those of the encoder.
+
+        Returns:
+            `torch.Tensor` of shape `(count, vocab_size)`.
+        """
+        return self.lm_head(self.base_model(**inputs, tokens_to_keep=tokens).last_hidden_state)
 
 
 class SequenceClassificationHeadMixin:
@@ -399,6 +406,7 @@ class SequenceClassificationHeadMixin:
 
         `logits` have the shape `(batch, num_labels)`.
         """
+        refuse_tokens_to_keep(kwargs)
         if self.training:  # evaluation does what `count_flops` counts
             kwargs["tokens_to_keep"] = FIRST_TOKEN
         outputs = self.base_model(
@@ -442,6 +450,7 @@ class TokenClassificationHeadMixin:
 
         `logits` have the shape `(batch, tokens, num_labels)`.
         """
+        refuse_tokens_to_keep(kwargs)
         outputs = self.base_model(
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
         )
@@ -484,6 +493,7 @@ class QuestionAnsweringHeadMixin:
 
         `start_logits` and `end_logits` have the shape `(batch, tokens)`.
         """
+        refuse_tokens_to_keep(kwargs)
         outputs = self.base_model(
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
         )
@@ -633,7 +643,13 @@ class MosSubnetLayer(GradientCheckpointingLayer):
         self.output_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, hidden: torch.Tensor, attention_mask: torch.Tensor | None, tokens_to_keep: Any = None, **kwargs):
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        tokens_to_keep: torch.Tensor | tuple | None = None,
+        **kwargs,
+    ):
         hidden = self.projection(hidden)
         attended, weights = self.attention(hidden, attention_mask, tokens_to_keep=tokens_to_keep, **kwargs)
         hidden = self.attention_norm(self.dropout(attended) + keep_tokens(hidden, tokens_to_keep))
@@ -684,24 +700,26 @@ class MosSubnetModel(MosSubnetPreTrainedModel):
         token_type_ids: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        tokens_to_keep: Any = None,
+        tokens_to_keep: torch.Tensor | tuple | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPooling:
         r"""
-        tokens_to_keep (*optional*):
+        tokens_to_keep (`torch.Tensor` or `tuple`, *optional*):
             Index of `(batch, tokens)`, such as `mask.nonzero(as_tuple=True)`: `last_hidden_state` holds
-            those tokens only, and what follows the last layer's attention runs for them alone. There is no
-            `pooler_output` then.
+            those tokens only (of shape `(count, …)` for a mask), and unless hidden states are returned, what follows
+            the last layer's attention runs for them alone. There is no `pooler_output` then.
 
         `hidden_states` holds the embeddings' output, then each layer's at the layer's own width.
 
         Raises:
+            TypeError: if `tokens_to_keep` is no such index.
             ValueError: unless exactly one of `input_ids` and `inputs_embeds` is given.
         """
         output_hidden_states, output_attentions = requested_outputs(self, output_hidden_states, output_attentions)
         check_inputs(input_ids, inputs_embeds)
+        check_tokens_to_keep(tokens_to_keep)
         hidden = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
         mask = create_bidirectional_mask(self.config, inputs_embeds=hidden, attention_mask=attention_mask)
         all_hidden, all_weights = (hidden,), ()

@@ -12,6 +12,8 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from .modeling_mos_subnet import MaskedLMHeadMixin
+
 
 class _RowsObjective:
     """Validation rows in an order that is shuffled once, so that a first slice is like the whole."""
@@ -82,19 +84,20 @@ class MaskedLMObjective(_RowsObjective):
         found = []
         for batch in self.batches(model, start, stop):
             labels = batch.pop("labels")
-            asked = labels != -100
-            hidden = model.base_model(**batch).last_hidden_state
+            asked = (labels != -100).nonzero(as_tuple=True)
             # Vocabulary scores of the labelled positions only, where the head can be called on them.
-            if hasattr(model, "lm_head"):
-                scores = model.lm_head(hidden[asked])
+            if isinstance(model, MaskedLMHeadMixin):
+                scores = model.scores_of(asked, **batch)
+            elif hasattr(model, "lm_head"):
+                scores = model.lm_head(model.base_model(**batch).last_hidden_state[asked])
             elif hasattr(model, "cls"):
-                scores = model.cls(hidden[asked])
+                scores = model.cls(model.base_model(**batch).last_hidden_state[asked])
             else:
                 scores = model(**batch).logits[asked]
             losses = F.cross_entropy(scores.float(), labels[asked], reduction="none")
-            summed = torch.zeros(len(labels), device=losses.device)
-            summed.index_add_(0, asked.nonzero()[:, 0], losses)
-            found.append(torch.stack([summed, asked.sum(dim=1).float()], dim=1).cpu().numpy())
+            summed = torch.zeros(len(labels), device=losses.device).index_add_(0, asked[0], losses)
+            counts = (labels != -100).sum(dim=1).float()
+            found.append(torch.stack([summed, counts], dim=1).cpu().numpy())
         return np.concatenate(found)
 
     def score(self, contributions: np.ndarray) -> float:

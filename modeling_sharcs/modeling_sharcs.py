@@ -36,6 +36,7 @@ from transformers.utils.generic import can_return_tuple, maybe_autocast
 
 from .configuration_sharcs import SharcsConfig
 from .gradients import WordEmbedding, leading
+from .kept_tokens import FIRST_TOKEN, check_tokens_to_keep, keep_tokens, refuse_tokens_to_keep
 
 
 logger = logging.get_logger(__name__)
@@ -46,7 +47,7 @@ class SharcsModelOutput(BaseModelOutput):
     """
     Args:
         last_hidden_state (`torch.Tensor` of shape `(batch, tokens, hidden_size)`):
-            Rows that took a narrow path are padded with zeros to the full size.
+            Rows that took a narrow path are padded with zeros to the full size. With `tokens_to_keep`, of those only.
         router_logits (`torch.Tensor` of shape `(batch, widths)`): One score a row and width.
         width_indices (`torch.Tensor` of shape `(batch,)`): Index into the sorted width multipliers of the path taken.
     """
@@ -98,15 +99,6 @@ def additive_mask(mask: Any, config: SharcsConfig, dtype: torch.dtype) -> Any:
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return mask  # runtimes of exported graphs guard boolean masks only against rows of nothing but padding
     return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, -torch.inf)
-
-
-# Index of `(batch, tokens)` for heads that read nothing else.
-FIRST_TOKEN = (slice(None), slice(0, 1))
-
-
-def keep_tokens(hidden: torch.Tensor, tokens_to_keep: Any) -> torch.Tensor:
-    """What a head reads of `(batch, tokens, size)`, by an index of the first two dimensions; all without one."""
-    return hidden if tokens_to_keep is None else hidden[tokens_to_keep].contiguous()
 
 
 class SlicedLinear(nn.Linear):
@@ -193,7 +185,7 @@ class SharcsAttention(nn.Module):
         hidden: torch.Tensor,
         attention_mask: torch.Tensor | None,
         num_heads: int,
-        tokens_to_keep: Any = None,
+        tokens_to_keep: torch.Tensor | tuple | None = None,
         **kwargs,
     ):
         batch, tokens, size = hidden.shape
@@ -237,7 +229,7 @@ class SharcsLayer(GradientCheckpointingLayer):
         attention_mask: torch.Tensor | None,
         sizes: tuple[int, int, int],
         norm_index: int,
-        tokens_to_keep: Any = None,
+        tokens_to_keep: torch.Tensor | tuple | None = None,
         **kwargs,
     ):
         size, heads, intermediate = sizes
@@ -565,7 +557,7 @@ class SharcsModel(SharcsPreTrainedModel):
         width: float | None = None,
         router_price: float | None = None,
         front_state: torch.Tensor | None = None,
-        tokens_to_keep: Any = None,
+        tokens_to_keep: torch.Tensor | tuple | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         **kwargs,
@@ -579,13 +571,13 @@ class SharcsModel(SharcsPreTrainedModel):
         front_state (`torch.Tensor` of shape `(batch, tokens, hidden_size)`, *optional*):
             `hidden_states[config.router_layer]` of another pass over the same rows, which all widths have in common:
             the embeddings and the first layers are not run again, and returned hidden states begin with it.
-        tokens_to_keep (*optional*):
+        tokens_to_keep (`torch.Tensor` or `tuple`, *optional*):
             Index of `(batch, tokens)`, such as `mask.nonzero(as_tuple=True)`: `last_hidden_state` holds
-            those tokens only, and where rows are not routed, what follows the last layer's attention runs for them
-            alone.
+            those tokens only (of shape `(count, …)` for a mask). Unless rows are routed, or hidden states returned,
+            what follows the last layer's attention runs for them alone.
 
         Raises:
-            TypeError: for several widths.
+            TypeError: for several widths, or if `tokens_to_keep` is no such index.
             ValueError: for an unknown width; if hidden states or attentions are asked of a routed batch, whose rows
                 have different shapes; unless exactly one of `input_ids` and `inputs_embeds` is given, or
                 `front_state`.
@@ -610,6 +602,7 @@ class SharcsModel(SharcsPreTrainedModel):
                 '`model.set_attn_implementation("eager")` first.'
             )
         check_mask(attention_mask)
+        check_tokens_to_keep(tokens_to_keep)
 
         if front_state is None:
             hidden = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
@@ -716,7 +709,7 @@ class SharcsModel(SharcsPreTrainedModel):
         copies: list | None,
         index: int,
         norm_index: int,
-        tokens_to_keep: Any = None,
+        tokens_to_keep: torch.Tensor | tuple | None = None,
         **kwargs,
     ):
         """Layers at the width of `index`, or their packed copies where there are any."""
@@ -839,6 +832,7 @@ class SharcsForSequenceClassification(SharcsPreTrainedModel):
 
         `logits` have the shape `(batch, num_labels)`.
         """
+        refuse_tokens_to_keep(kwargs)
         if self.training:  # evaluation does what `count_flops` counts
             kwargs["tokens_to_keep"] = FIRST_TOKEN
         outputs = self.sharcs(
@@ -885,6 +879,7 @@ class SharcsForTokenClassification(SharcsPreTrainedModel):
 
         `logits` have the shape `(batch, tokens, num_labels)`.
         """
+        refuse_tokens_to_keep(kwargs)
         outputs = self.sharcs(
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, width, return_dict=True, **kwargs
         )
@@ -934,6 +929,7 @@ class SharcsForQuestionAnswering(SharcsPreTrainedModel):
 
         `start_logits` and `end_logits` have the shape `(batch, tokens)`.
         """
+        refuse_tokens_to_keep(kwargs)
         outputs = self.sharcs(
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, width, return_dict=True, **kwargs
         )

@@ -3,13 +3,13 @@
 """Copies of the weights of paths, laid out for products of few tokens, for evaluation; see `pack_paths`."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .modeling_sharcs import SharcsLayer, SharcsModel, SlicedLinear, WidthNorm, keep_tokens
+from .kept_tokens import keep_tokens
+from .modeling_sharcs import SharcsLayer, SharcsModel, SlicedLinear, WidthNorm
 
 
 class PackedLayer:
@@ -45,7 +45,7 @@ class PackedLayer:
         hidden: torch.Tensor,
         attention_mask: torch.Tensor | None,
         interface: Callable,
-        tokens_to_keep: Any = None,
+        tokens_to_keep: torch.Tensor | tuple | None = None,
         **kwargs,
     ):
         batch, tokens, _ = hidden.shape

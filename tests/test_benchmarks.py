@@ -12,7 +12,7 @@ import benchmark_utils
 from benchmark_utils import Timing, compare
 from modeling_mos import MosModel
 from script_utils import to_flags
-from testing_utils import ELASTIC, assert_close, make_batch, randomise_, tiny_supernet
+from testing_utils import ELASTIC, assert_close, make_batch, randomise_, tiny_sharcs, tiny_supernet
 
 
 TINY = {
@@ -157,13 +157,28 @@ def test_counted_flops(load_example):
     assert script.count_supernet_step(supernet, largest, everything) == script.count_plain_step(sizes, (2, 8))
     half = everything.clone()
     half[:, ::2] = -100
-    supernet.config.sparse_prediction = True
-    supernet.set_attn_implementation("eager")
-    ids = torch.ones(2, 8, dtype=torch.long)
-    for labels in (everything, half):
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            supernet.train()(input_ids=ids, labels=labels)
-        assert script.count_supernet_step(supernet, largest, labels) == 3 * counter.get_total_flops()
+    assert counted_in_training(supernet, labels=half) == script.count_supernet_step(supernet, largest, half)
+    supernet = tiny_supernet("masked-lm", search_space=ELASTIC)
+    for seed in range(4):
+        architecture = supernet.sample_architecture(seed=seed)
+        for labels in (everything, half):
+            found = counted_in_training(supernet.extract_subnet(architecture), labels=labels)
+            assert found == script.count_supernet_step(supernet, [architecture], labels)
+
+
+def counted_in_training(model, rows: int = 2, **inputs) -> int:
+    """FLOPs of a training step, three times those of a forward pass."""
+    model.config.sparse_prediction = True
+    model.set_attn_implementation("eager")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.train()(input_ids=torch.ones(rows, 8, dtype=torch.long), **inputs)
+    return 3 * counter.get_total_flops()
+
+
+@pytest.mark.parametrize("width", [0.25, 0.5, 1.0])
+def test_counted_flops_of_routed_training(load_example, width):
+    script, routed = load_example("benchmarks/benchmark_routing.py"), tiny_sharcs()
+    assert script.count_training_row(routed, 8, width) == counted_in_training(routed, rows=1, width=width)
 
 
 def test_unmerged_bottlenecks_are_the_same_function(load_example):

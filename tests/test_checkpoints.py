@@ -183,7 +183,7 @@ def test_a_checkpoint_is_published_when_it_is_whole(tiny_tokenizer, tmp_path, mo
     assert [Path(folder).name for folder, _, _ in published] == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
     for _, files, code in published:
         assert files >= FILES
-        assert code == {"architecture.py", "configuration_mos_subnet.py", "gradients.py", "modeling_mos_subnet.py"}
+        assert {"configuration_mos_subnet.py", "modeling_mos_subnet.py", "kept_tokens.py"} < code
     assert STAGING_FOLDER.startswith("_")  # which Trainer leaves out of what it uploads
 
 

@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from modeling_mos import MaskedLMObjective
 from testing_utils import assert_close, no_complaints
 from trainers import MaskedLanguageModelingDataset, MaskedLMTrainer, SetEpochCallback
 from training_utils import (
@@ -341,6 +342,19 @@ def test_prediction_gives_summed_losses_and_counts_of_the_rows(tiny_tokenizer, t
     for index in (0, 10):
         alone, _ = brute_force_loss(model, torch.utils.data.Subset(dataset, [index]))
         assert output.predictions[index] == pytest.approx(alone * counts[index], rel=1e-4)
+
+
+def test_evaluations_end_the_last_layer_early(tiny_tokenizer, tmp_path):
+    """Those of a trainer and of a search, which need a loss only."""
+    model, rows, widths = make_subnet(tiny_tokenizer).eval(), make_masked(tiny_tokenizer, 7, seed=1), []
+    trainer = MaskedLMTrainer(model, make_arguments(tmp_path), eval_dataset=rows)
+    objective = MaskedLMObjective(rows, batch_size=5)
+    model.base_model.register_forward_hook(lambda *call: widths.append(tuple(call[-1].last_hidden_state.shape)))
+    loss = trainer.evaluate()["eval_loss"]
+    assert objective.score(objective.evaluate(model, 0, 7)) == pytest.approx(loss, rel=1e-5)
+    counted = sum(int((row["labels"] != -100).sum()) for row in rows)
+    assert len(widths) == 4 and all(len(shape) == 2 for shape in widths)
+    assert sum(count for count, _ in widths) == 2 * counted
 
 
 def test_rows_without_masked_tokens_weigh_nothing(tiny_tokenizer, tmp_path):

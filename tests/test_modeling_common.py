@@ -10,6 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 
+from modeling_mos.kept_tokens import FIRST_TOKEN
 from testing_utils import (
     AUTO_CLASSES,
     FAMILIES,
@@ -141,9 +142,6 @@ def test_hidden_states(family, head):
             assert_close(outputs.hidden_states[-1], outputs.last_hidden_state, atol=0, rtol=0)
 
 
-FIRST_TOKEN = (slice(None), slice(0, 1))
-
-
 def flops(model, *args, **kwargs) -> int:
     with FlopCounterMode(display=False) as counter:
         model(*args, **kwargs)
@@ -164,14 +162,39 @@ def test_tokens_to_keep(family, layout, attention):
             outputs = model(**batch, **variant, tokens_to_keep=index)
             assert outputs.last_hidden_state.shape == whole[index].shape
             assert_close(outputs.last_hidden_state, whole[index], atol=1e-5)
-            assert getattr(outputs, "pooler_output", None) is None
+            assert not FAMILY_BY_NAME[family].has_pooler or outputs.pooler_output is None
+    model.pooler = None
     for variant in uniform_variants(family, model):
+        everything = flops(model, **batch, **variant)
+        end = FAMILY_BY_NAME[family].end_products(model, variant)
+        for index in indices:
+            left_out = some.numel() - some[index].numel()
+            assert everything - flops(model, **batch, **variant, tokens_to_keep=index) == 2 * left_out * end
         # Where hidden states are asked for, they are whole.
         asked = {**batch, **variant, "output_hidden_states": True}
         expected, outputs = model(**asked), model(**asked, tokens_to_keep=FIRST_TOKEN)
         assert_close(outputs.last_hidden_state, expected.last_hidden_state[:, :1], atol=1e-5)
         for state, other in zip(outputs.hidden_states, expected.hidden_states, strict=True):
             assert_close(state, other, atol=0, rtol=0)
+
+
+@each_family
+def test_messages_of_tokens_to_keep(family):
+    model, batch = build(family, "base")
+    mask = batch["attention_mask"]
+    for index, given in (
+        (mask, "torch.int64 of 2 dimensions"),
+        (mask.bool().nonzero(), "torch.int64 of 2 dimensions"),
+        (mask.bool()[0], "torch.bool of 1 dimensions"),
+        ([0, 1], r"\[0, 1\]"),
+        ((0, 1, 2), r"\(0, 1, 2\)"),
+    ):
+        with pytest.raises(TypeError, match=rf"boolean mask of shape \(batch, tokens\), or .* of it, got {given}"):
+            model(**batch, tokens_to_keep=index)
+    for head in set(FAMILY_BY_NAME[family].models) - {"base"}:
+        model, batch = build(family, head)
+        with pytest.raises(TypeError, match="is for encoders .* heads choose the tokens that they read themselves"):
+            model(**batch, tokens_to_keep=FIRST_TOKEN)
 
 
 @each_family
@@ -193,10 +216,11 @@ def test_training_classifiers_run_the_last_layer_for_the_first_token(family):
             assert (gradients[name] is None) == (gradient is None)
             if gradient is not None:
                 assert_close(gradients[name], gradient, atol=1e-5)
-        assert counted[0] < counted[1]
         evaluated = [flops(model.eval(), **batch, **variant, output_hidden_states=asked) for asked in (False, True)]
-        # (Supernets that return hidden states cross bottlenecks by two products instead of one.)
-        assert counted[0] < evaluated[0] <= evaluated[1] and counted[1] <= evaluated[1]
+        left_out = batch["input_ids"].numel() - len(batch["input_ids"])
+        end = FAMILY_BY_NAME[family].end_products(model.base_model, variant)
+        assert evaluated[0] - counted[0] == 2 * left_out * end
+        assert counted[0] < counted[1] <= evaluated[1]
 
 
 @each_model

@@ -300,8 +300,9 @@ def test_the_widest_path_is_the_backbone(kind, head):
 @each_backbone
 @each_head
 def test_dropout_is_in_the_backbones_places(kind, head):
-    """With one seed, the widest path drops what the backbone drops: the same draws in the same order."""
-    whole = {"output_hidden_states": True}  # of the last layer, classifiers in training run the first token only
+    """With one seed, the widest path drops what the backbone drops: the same draws in the same order. All layers are
+    whole here; without hidden states, a classifier's last one would end for its first token only."""
+    whole = {"output_hidden_states": True}
     backbone = tiny_backbone(kind, head)
     model = SHARCS_CLASSES[head].from_backbone(backbone, **OPTIONS)
     batch, found = make_batch(model.config), []

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from modeling_sharcs import modeling_sharcs
 from modeling_sharcs.packing import PackedLayer
@@ -91,10 +92,15 @@ def test_tokens_to_keep(variant, packed_calls):
     model = random_model("base")
     batch = make_batch(model.config)
     some = (batch["input_ids"] % 3 == 0).nonzero(as_tuple=True)
-    expected = model(**batch, **variant).last_hidden_state[some]
-    found = model.pack_paths()(**batch, **variant, tokens_to_keep=some).last_hidden_state
-    assert packed_calls and len(found) > 3
-    assert_close(found, expected, atol=1e-5)
+    expected, counted = model(**batch, **variant).last_hidden_state[some], []
+    for packed in (False, True):
+        model = model.pack_paths() if packed else model
+        with FlopCounterMode(display=False) as counter:
+            found = model(**batch, **variant, tokens_to_keep=some).last_hidden_state
+        assert len(found) > 3
+        assert_close(found, expected, atol=1e-5)
+        counted.append(counter.get_total_flops())
+    assert packed_calls and counted[0] == counted[1]
 
 
 def take_fused_steps(model) -> None:

@@ -271,7 +271,7 @@ def test_compiled_layers_serve_all_architectures(tiny_tokenizer, tmp_path):
         torch._dynamo.utils.counters.clear()
         if compiled:
             options |= {"torch_compile": True, "torch_compile_backend": "aot_eager"}
-        supernet = make_supernet(tiny_tokenizer)
+        supernet = make_supernet(tiny_tokenizer, sparse_prediction=True)
         trainer = SupernetTrainer(
             supernet,
             make_arguments(tmp_path / str(compiled), **options),
@@ -284,7 +284,7 @@ def test_compiled_layers_serve_all_architectures(tiny_tokenizer, tmp_path):
         weights.append({name: parameter.detach().clone() for name, parameter in supernet.named_parameters()})
         counters = torch._dynamo.utils.counters
         # Six different architectures of three layers, and nothing that runs beyond a limit.
-        assert (0 < counters["stats"]["unique_graphs"] <= 20) if compiled else not counters["stats"]
+        assert (0 < counters["stats"]["unique_graphs"] <= 25) if compiled else not counters["stats"]
         assert not counters["graph_break"]
         assert not [reason for reason in counters["unimplemented"] if "limit" in reason]
     for name, expected in weights[0].items():

@@ -269,6 +269,7 @@ class Family:
         variants: Further arguments of a model's forward pass, several ways to run it; the first is the default.
         hidden_widths: Widths of `hidden_states`, from a model and a variant.
         trained_by: Variants whose summed losses reach every parameter.
+        end_products: Multiply-adds a token after the last layer's attention, from a model and a variant.
         has_pooler: Whether the base model has a `pooler_output`.
     """
 
@@ -278,6 +279,7 @@ class Family:
     variants: Callable[[Any], list[dict[str, Any]]] = lambda model: [{}]
     hidden_widths: Callable[[Any, dict[str, Any]], list[int]] | None = None
     trained_by: Callable[[Any], list[dict[str, Any]]] = lambda model: [{}]
+    end_products: Callable[[Any, dict[str, Any]], int] | None = None
     config_overrides: dict[str, Any] = field(default_factory=dict)
     has_pooler: bool = True
 
@@ -301,6 +303,22 @@ def _supernet_widths(model, variant: dict[str, Any]) -> list[int]:
     return [width] * (architecture.num_hidden_layers + 1)
 
 
+def _end_of_supernet(model, variant: dict[str, Any]) -> int:
+    width, intermediate, _ = (variant.get("architecture") or model.default_architecture).layers[-1]
+    leaving = width * model.config.hidden_size if model.search_space.bottleneck else 0
+    return width * width + 2 * width * intermediate + leaving
+
+
+def _end_of_subnet(model, variant: dict[str, Any]) -> int:
+    config, width = model.config, model.config.hidden_sizes[-1]
+    return width * width + 2 * width * config.intermediate_sizes[-1] + width * config.hidden_size
+
+
+def _end_of_path(model, variant: dict[str, Any]) -> int:
+    size, heads, intermediate = model.config.width_sizes(model.width_index(variant.get("width", 1.0)))
+    return heads * model.config.head_dim * size + 2 * size * intermediate
+
+
 def _paths(model) -> list[dict[str, Any]]:
     """Two forced widths, and rows of one batch at different ones (in training mode: all at the widest)."""
     routed = {"router_price": splitting_price(model, make_batch(model.config))}
@@ -321,6 +339,7 @@ FAMILIES = [
         make_config=tiny_mos_config,
         variants=_architectures,
         hidden_widths=_supernet_widths,
+        end_products=_end_of_supernet,
     ),
     Family(
         name="mos-uniform",
@@ -328,6 +347,7 @@ FAMILIES = [
         make_config=tiny_mos_config,
         variants=_architectures,
         hidden_widths=_supernet_widths,
+        end_products=_end_of_supernet,
         config_overrides={"search_space": UNIFORM, "routing": "layer", "num_experts": 3},
     ),
     Family(
@@ -335,6 +355,7 @@ FAMILIES = [
         models=SUBNET_CLASSES,
         make_config=tiny_subnet_config,
         hidden_widths=lambda model, variant: [model.config.hidden_size, *model.config.hidden_sizes],
+        end_products=_end_of_subnet,
     ),
     Family(
         name="sharcs",
@@ -342,6 +363,7 @@ FAMILIES = [
         make_config=tiny_sharcs_config,
         variants=_paths,
         hidden_widths=_path_widths,
+        end_products=_end_of_path,
         trained_by=lambda model: [{"width": width} for width in model.config.width_multipliers],
         has_pooler=False,
     ),

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalPrediction
 from transformers.utils import logging
 
-from modeling_mos.modeling_mos_subnet import MosLMHead
+from modeling_mos.modeling_mos_subnet import MaskedLMHeadMixin
 
 from .checkpoints import StagedCheckpointMixin
 from .evaluation import OrderedEvaluationMixin
@@ -200,11 +200,11 @@ class MaskedLMTrainer(PublishingMixin, OrderedEvaluationMixin, StagedCheckpointM
         asked = (labels != -100).nonzero(as_tuple=True)
         with torch.no_grad(), self.compute_loss_context_manager():
             unwrapped = self.accelerator.unwrap_model(model)
-            if isinstance(getattr(unwrapped, "lm_head", None), MosLMHead):
+            if isinstance(unwrapped, MaskedLMHeadMixin):
                 # Our own models: vocabulary scores of the labelled positions only. Mixed precision is a wrapper of
                 # the model's forward pass, which this goes around.
                 with self.accelerator.autocast():
-                    scores = unwrapped.lm_head(unwrapped.base_model(**inputs, tokens_to_keep=asked).last_hidden_state)
+                    scores = unwrapped.scores_of(asked, **inputs)
             else:
                 scores = model(**inputs).logits[asked]
             losses = F.cross_entropy(scores.float(), labels[asked], reduction="none")

@@ -672,7 +672,7 @@ class SharcsTrainer(PublishingMixin, LossComponentsMixin, OrderedEvaluationMixin
         return widest
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Forward and twice as much backward of every row at its width; padding counts."""
+        """Whole forward passes of every row at its width, and twice as much backward; padding counts."""
         reference = inputs.get("input_ids", inputs.get("inputs_embeds"))
         if reference is None or "routing" not in inputs:
             return 0

@@ -35,6 +35,7 @@ from transformers.utils import logging
 # Helpers are beside this file and one folder up; example scripts are run from anywhere and are not installed.
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 from benchmark_utils import (  # noqa: E402
+    FORWARD_PASSES_A_STEP,
     ModelSizes,
     Timing,
     check_positive,
@@ -57,8 +58,6 @@ from trainers import SupernetTrainer  # noqa: E402
 logger = logging.get_logger(__name__)
 
 PARTS = ("training", "inference")
-# A training step is three forward passes' worth: the pass itself and the gradients of inputs and of weights.
-FORWARD_PASSES_A_STEP = 3
 
 
 @dataclass
@@ -114,7 +113,7 @@ def count_supernet_step(
     supernet: MosForMaskedLM, architectures: Iterable[Architecture], labels: torch.Tensor
 ) -> float:
     """
-    Useful FLOPs of a step: what the extracted subnets need. Only labelled tokens have vocabulary scores, and what
+    Useful FLOPs of a step: what its losses need of the subnets. Only labelled tokens have vocabulary scores, and what
     follows the last layer's attention.
     """
     sequences, tokens = labels.shape

@@ -48,6 +48,7 @@ from transformers.utils import logging
 # Helpers are beside this file and one folder up; example scripts are run from anywhere and are not installed.
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 from benchmark_utils import (  # noqa: E402
+    FORWARD_PASSES_A_STEP,
     ModelSizes,
     Timing,
     check_positive,
@@ -165,6 +166,13 @@ def benchmark_inference(
     return results
 
 
+def count_training_row(routed: SharcsForSequenceClassification, tokens: int, width: float) -> int:
+    """FLOPs of a row of a training step, which runs what follows the last layer's attention for the first token."""
+    size, heads, intermediate = routed.config.width_sizes(routed.width_index(width))
+    end = 2 * (heads * routed.config.head_dim * size + 2 * size * intermediate)
+    return FORWARD_PASSES_A_STEP * (routed.count_flops(tokens, width) - (tokens - 1) * end)
+
+
 class TimeEpochs(TrainerCallback):
     """Notes what each epoch of a training takes."""
 
@@ -259,9 +267,15 @@ def benchmark_training(
         for each in (plain_trainer, trainer):
             each.remove_callback(PrinterCallback)  # standard output is for the results
         callback.trainer = trainer
+
+        def count_step(inputs: dict[str, Any]) -> int:
+            indices = inputs["routing"]["width_index"].tolist()
+            return sum(count_training_row(routed, longest, trainer.widths[index]) for index in indices)
+
+        trainer.floating_point_ops = count_step  # its own counts whole layers
         trainer.train()
     seconds = {name: taken[-timing.rounds :] for name, taken in callback.seconds.items()}
-    plain_flops = 3 * len(rows) * routed.count_flops(longest, width=1.0)
+    plain_flops = FORWARD_PASSES_A_STEP * len(rows) * routed.count_flops(longest, width=1.0)
     shares = [counted / plain_flops for counted in callback.flops[-timing.rounds :]]
     return {
         "tokens": longest,

@@ -25,6 +25,7 @@ from trainers.width_predictions import save_figure
 
 
 __all__ = [
+    "FORWARD_PASSES_A_STEP",
     "ModelSizes",
     "Timing",
     "check_positive",
@@ -41,6 +42,10 @@ __all__ = [
     "time_in_turns",
     "totals",
 ]
+
+
+# A training step is three forward passes' worth: the pass itself and the gradients of inputs and of weights.
+FORWARD_PASSES_A_STEP = 3
 
 
 @dataclass
