@@ -80,7 +80,7 @@ benchmark: $(STAMP)  ## measure speed at BERT-base sizes, in turns with plain Tr
 	$(BIN)/python examples/benchmarks/benchmark_routing.py --rows 32 --batch_sizes 1 8 32 \
 		--output_file $(BENCHMARK_DIR)/routing.json
 	$(BIN)/python examples/benchmarks/benchmark_mos.py --step_shapes 4x128 --output_file $(BENCHMARK_DIR)/mos.json
-	$(BIN)/python examples/benchmarks/benchmark_mos.py --parts training --step_shapes 16x128 --num_hidden_layers 2 \
+	$(BIN)/python examples/benchmarks/benchmark_mos.py --parts training --step_shapes 16x128 --num_hidden_layers 4 \
 		--output_file $(BENCHMARK_DIR)/mos-16x128.json
 
 quality: $(STAMP)  ## check lint and format

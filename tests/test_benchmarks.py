@@ -78,7 +78,8 @@ def test_supernets(run, load_example, tmp_path, capsys, monkeypatch):
     step = results["training"]["2x8"]
     assert list(step) == ["plain", "none", "layer", "neuron", "switching"]
     for routing in ("none", "layer", "neuron"):
-        for name in ("seconds", "flops_per_second", "time_over_none", "flop_rate_over_plain"):
+        rates = ("flops_per_second", "flop_rate_over_plain", "whole_layers_flop_rate_over_plain")
+        for name in ("seconds", "time_over_none", *rates):
             assert_spread(step[routing][name])
     assert step["none"]["time_over_none"] == {"median": 1, "lowest": 1, "highest": 1}
     assert_spread(step["switching"]["share_of_step"])
@@ -158,6 +159,9 @@ def test_counted_flops(load_example):
     half = everything.clone()
     half[:, ::2] = -100
     assert counted_in_training(supernet, labels=half) == script.count_supernet_step(supernet, largest, half)
+    # Layers that return hidden states are run as a whole.
+    found = counted_in_training(supernet, labels=half, output_hidden_states=True)
+    assert found == script.count_supernet_step(supernet, largest, half, whole_layers=True)
     supernet = tiny_supernet("masked-lm", search_space=ELASTIC)
     for seed in range(4):
         architecture = supernet.sample_architecture(seed=seed)

@@ -110,11 +110,11 @@ def parse_shape(text: str) -> tuple[int, int]:
 
 
 def count_supernet_step(
-    supernet: MosForMaskedLM, architectures: Iterable[Architecture], labels: torch.Tensor
+    supernet: MosForMaskedLM, architectures: Iterable[Architecture], labels: torch.Tensor, whole_layers: bool = False
 ) -> float:
     """
-    Useful FLOPs of a step: what its losses need of the subnets. Only labelled tokens have vocabulary scores, and what
-    follows the last layer's attention.
+    Useful FLOPs of a step: what its losses need of the subnets. Only labelled tokens have vocabulary scores, and,
+    unless layers are counted as a whole, what follows the last one's attention.
     """
     sequences, tokens = labels.shape
     share = float((labels != -100).float().mean())
@@ -124,7 +124,7 @@ def count_supernet_step(
         head = supernet.count_flops(architecture, tokens) - encoder
         width, intermediate, _ = architecture.layers[-1]
         leaving = width * stream if supernet.search_space.bottleneck else 0
-        end = 2 * tokens * (width * width + 2 * width * intermediate + leaving)
+        end = 0 if whole_layers else 2 * tokens * (width * width + 2 * width * intermediate + leaving)
         forward += sequences * (encoder - end + share * (end + head))
     return FORWARD_PASSES_A_STEP * forward
 
@@ -194,15 +194,23 @@ def benchmark_training(
     for name, trainer in trainers.items():
         if name == "plain":
             continue
-        rates = []
-        for step, taken in enumerate(seconds[name], start=timing.warmup_rounds):
-            architectures = trainer.architectures_of_step(step).values()
-            rates.append(count_supernet_step(trainer.model, architectures, batch["labels"]) / taken)
+        steps = [
+            trainer.architectures_of_step(step).values()
+            for step in range(timing.warmup_rounds, timing.warmup_rounds + timing.rounds)
+        ]
+        rates, whole_rates = (
+            [
+                count_supernet_step(trainer.model, architectures, batch["labels"], whole) / taken
+                for architectures, taken in zip(steps, seconds[name], strict=True)
+            ]
+            for whole in (False, True)
+        )
         results[name] = {
             "seconds": spread(seconds[name]),
             "flops_per_second": spread(rates),
             "time_over_none": compare(seconds[name], seconds["none"]),
             "flop_rate_over_plain": compare(rates, plain_rates),
+            "whole_layers_flop_rate_over_plain": compare(whole_rates, plain_rates),
         }
     results["switching"] = {
         "seconds": spread(seconds["switching"]),
