@@ -743,9 +743,10 @@ class MosModel(MosPreTrainedModel):
         architecture ([`Architecture`], *optional*):
             The subnet to run; `config.default_architecture`, else the largest, if not given.
         tokens_to_keep (`torch.Tensor` or `tuple`, *optional*):
-            Index of `(batch, tokens)`, such as `mask.nonzero(as_tuple=True)`: `last_hidden_state` holds
-            those tokens only (of shape `(count, …)` for a mask), and unless hidden states are returned, what follows
-            the last layer's attention runs for them alone. There is no `pooler_output` then.
+            A mask of shape `(batch, tokens)`, what `mask.nonzero(as_tuple=True)` makes of it, or two slices, such as
+            `(slice(None), slice(0, 1))` for first tokens: `last_hidden_state` holds those only (of shape `(count, …)`
+            for a mask), and unless hidden states are returned, what follows the last layer's attention runs for them
+            alone. There is no `pooler_output` then.
 
         `hidden_states` holds the embeddings' output and the stream after each layer, all of the width of
         `last_hidden_state`.
@@ -757,7 +758,6 @@ class MosModel(MosPreTrainedModel):
         """
         output_hidden_states, output_attentions = requested_outputs(self, output_hidden_states, output_attentions)
         check_inputs(input_ids, inputs_embeds)
-        check_tokens_to_keep(tokens_to_keep)
         architecture = self._architecture(architecture)
         bottleneck = self.space.bottleneck
         hidden = self.embeddings(
@@ -767,6 +767,7 @@ class MosModel(MosPreTrainedModel):
             inputs_embeds,
             width=None if bottleneck else architecture.hidden_sizes[0],
         )
+        check_tokens_to_keep(tokens_to_keep, hidden.shape[:2])
         mask = create_bidirectional_mask(self.config, inputs_embeds=hidden, attention_mask=attention_mask)
         encoding = self.encode(architecture)
 

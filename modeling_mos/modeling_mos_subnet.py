@@ -707,9 +707,10 @@ class MosSubnetModel(MosSubnetPreTrainedModel):
     ) -> BaseModelOutputWithPooling:
         r"""
         tokens_to_keep (`torch.Tensor` or `tuple`, *optional*):
-            Index of `(batch, tokens)`, such as `mask.nonzero(as_tuple=True)`: `last_hidden_state` holds
-            those tokens only (of shape `(count, …)` for a mask), and unless hidden states are returned, what follows
-            the last layer's attention runs for them alone. There is no `pooler_output` then.
+            A mask of shape `(batch, tokens)`, what `mask.nonzero(as_tuple=True)` makes of it, or two slices, such as
+            `(slice(None), slice(0, 1))` for first tokens: `last_hidden_state` holds those only (of shape `(count, …)`
+            for a mask), and unless hidden states are returned, what follows the last layer's attention runs for them
+            alone. There is no `pooler_output` then.
 
         `hidden_states` holds the embeddings' output, then each layer's at the layer's own width.
 
@@ -719,8 +720,8 @@ class MosSubnetModel(MosSubnetPreTrainedModel):
         """
         output_hidden_states, output_attentions = requested_outputs(self, output_hidden_states, output_attentions)
         check_inputs(input_ids, inputs_embeds)
-        check_tokens_to_keep(tokens_to_keep)
         hidden = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
+        check_tokens_to_keep(tokens_to_keep, hidden.shape[:2])
         mask = create_bidirectional_mask(self.config, inputs_embeds=hidden, attention_mask=attention_mask)
         all_hidden, all_weights = (hidden,), ()
         for position, layer in enumerate(self.layers):

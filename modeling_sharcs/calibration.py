@@ -240,6 +240,8 @@ def set_compute_budget(model: PreTrainedModel, budget: float, unit: str = "flops
         raise ValueError(
             "This model has no calibration; run `model.calibrate(dataloader)` on a few hundred unlabelled rows first."
         )
+    if torch.is_tensor(budget) and budget.numel() == 1:
+        budget = budget.item()
     if not isinstance(budget, Real):
         raise TypeError(f"A compute budget is a number, the share of full FLOPs or latency to spend, got {budget!r}.")
     if unit not in ("flops", "latency"):

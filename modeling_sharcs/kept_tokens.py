@@ -19,22 +19,33 @@ def keep_tokens(hidden: torch.Tensor, tokens_to_keep: torch.Tensor | tuple | Non
     return hidden if tokens_to_keep is None else hidden[tokens_to_keep].contiguous()
 
 
-def check_tokens_to_keep(tokens_to_keep: Any) -> None:
+def check_tokens_to_keep(tokens_to_keep: Any, shape: torch.Size) -> None:
     """
     Raises:
         TypeError: if it is no index of `(batch, tokens)`.
+        ValueError: for a mask of another shape.
     """
     if torch.is_tensor(tokens_to_keep):
         valid = tokens_to_keep.dtype == torch.bool and tokens_to_keep.dim() == 2
         given = f"{tokens_to_keep.dtype} of {tokens_to_keep.dim()} dimensions"
+        if valid and tokens_to_keep.shape != shape:
+            raise ValueError(
+                f"`tokens_to_keep` is a mask of shape {tuple(tokens_to_keep.shape)}, the tokens' is {tuple(shape)}."
+            )
+    elif isinstance(tokens_to_keep, tuple):
+        valid = len(tokens_to_keep) == 2 and all(_is_index(entry) for entry in tokens_to_keep)
+        given = f"({', '.join(type(entry).__name__ for entry in tokens_to_keep)})"
     else:
-        valid = tokens_to_keep is None or isinstance(tokens_to_keep, tuple) and len(tokens_to_keep) == 2
-        given = repr(tokens_to_keep)
+        valid, given = tokens_to_keep is None, type(tokens_to_keep).__name__
     if not valid:
         raise TypeError(
-            "`tokens_to_keep` is a boolean mask of shape (batch, tokens), or what `mask.nonzero(as_tuple=True)` makes "
-            f"of it, got {given}."
+            "`tokens_to_keep` is a boolean mask of shape (batch, tokens), what `mask.nonzero(as_tuple=True)` makes of "
+            f"it, or two slices, got {given}."
         )
+
+
+def _is_index(entry: Any) -> bool:
+    return isinstance(entry, slice) or torch.is_tensor(entry) and entry.dtype == torch.long and entry.dim() == 1
 
 
 def refuse_tokens_to_keep(kwargs: dict[str, Any]) -> None:

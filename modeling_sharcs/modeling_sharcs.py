@@ -572,9 +572,10 @@ class SharcsModel(SharcsPreTrainedModel):
             `hidden_states[config.router_layer]` of another pass over the same rows, which all widths have in common:
             the embeddings and the first layers are not run again, and returned hidden states begin with it.
         tokens_to_keep (`torch.Tensor` or `tuple`, *optional*):
-            Index of `(batch, tokens)`, such as `mask.nonzero(as_tuple=True)`: `last_hidden_state` holds
-            those tokens only (of shape `(count, …)` for a mask). Unless rows are routed, or hidden states returned,
-            what follows the last layer's attention runs for them alone.
+            A mask of shape `(batch, tokens)`, what `mask.nonzero(as_tuple=True)` makes of it, or two slices, such as
+            `(slice(None), slice(0, 1))` for first tokens: `last_hidden_state` holds those only (of shape `(count, …)`
+            for a mask). Unless rows are routed, or hidden states returned, what follows the last layer's attention
+            runs for them alone.
 
         Raises:
             TypeError: for several widths, or if `tokens_to_keep` is no such index.
@@ -602,12 +603,12 @@ class SharcsModel(SharcsPreTrainedModel):
                 '`model.set_attn_implementation("eager")` first.'
             )
         check_mask(attention_mask)
-        check_tokens_to_keep(tokens_to_keep)
 
         if front_state is None:
             hidden = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
         else:
             hidden = front_state.to(self.dtype)  # mixed precision may have returned it in another type
+        check_tokens_to_keep(tokens_to_keep, hidden.shape[:2])
         mask = create_bidirectional_mask(
             config,
             inputs_embeds=hidden,

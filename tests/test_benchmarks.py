@@ -139,7 +139,7 @@ def test_compiled_steps(load_example, monkeypatch, tmp_path):
     # To compile takes minutes; what is to be compiled is all that matters here.
     monkeypatch.setattr(script, "benchmark_training", lambda *_: {})
     flags = {**TINY, **SCRIPTS["benchmark_mos"], "parts": ["training"], "torch_compile": True}
-    assert script.main(to_flags(flags))["torch_compile"] is True
+    assert script.main(to_flags(flags))["options"]["torch_compile"] is True
     plain, *supernets = models
     assert plain._compiled_call_impl is not None and len(supernets) == 3
     for supernet in supernets:
@@ -290,6 +290,9 @@ def test_ratios_are_taken_within_rounds():
         ("benchmark_mos", {"inference_batch_sizes": [2, 0]}, "--inference_batch_sizes must be at least 1, got 0"),
         ("benchmark_routing", {"batch_sizes": [0]}, "--batch_sizes must be at least 1, got 0"),
         ("benchmark_routing", {"rows": 6, "batch_sizes": [7]}, "--batch_sizes must be at most --rows, 6, got 7"),
+        ("benchmark_routing", {"lengths": ["0"]}, "--lengths takes 1 to 512 tokens a sequence, got 0"),
+        ("benchmark_mos", {"sequence_length": 513}, "--sequence_length takes 1 to 512 tokens a sequence, got 513"),
+        ("benchmark_mos", {"step_shapes": ["4x1000"]}, "--step_shapes takes 1 to 512 tokens a sequence, got 1000"),
         ("benchmark_routing", {"training_rows": 0}, "--training_rows must be at least 1, got 0"),
         ("benchmark_mos", {"num_threads": 2}, "--clock cpu needs one thread and the CPU, got 2 on 'cpu'"),
         ("benchmark_routing", {"parts": ["x"]}, "--parts takes any of inference, training, got 'x'"),

@@ -790,6 +790,14 @@ def test_arguments(tmp_path, options, message):
         make_arguments(tmp_path, DistillationTrainingArguments, **options)
 
 
+def test_plain_arguments_serve_without_a_teacher(tiny_tokenizer, tmp_path):
+    arguments, student = make_arguments(tmp_path, TrainingArguments), make_student(tiny_tokenizer)
+    rows = make_trainer(tiny_tokenizer, tmp_path, student).train_dataset
+    DistillationTrainer(student, arguments, train_dataset=rows)
+    with pytest.raises(TypeError, match="`args` are DistillationTrainingArguments, .*, got TrainingArguments"):
+        DistillationTrainer(student, arguments, teacher=make_student(tiny_tokenizer), train_dataset=rows)
+
+
 def test_a_teacher_that_is_not_loaded(tiny_tokenizer, tmp_path):
     with pytest.raises(TypeError, match="`teacher` is a loaded model, got the str 'me/teacher'; load it with"):
         make_trainer(tiny_tokenizer, tmp_path, make_student(tiny_tokenizer), teacher="me/teacher")

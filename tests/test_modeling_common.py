@@ -186,11 +186,14 @@ def test_messages_of_tokens_to_keep(family):
         (mask, "torch.int64 of 2 dimensions"),
         (mask.bool().nonzero(), "torch.int64 of 2 dimensions"),
         (mask.bool()[0], "torch.bool of 1 dimensions"),
-        ([0, 1], r"\[0, 1\]"),
-        ((0, 1, 2), r"\(0, 1, 2\)"),
+        (mask.bool().numpy(), "ndarray"),
+        ((0, mask), r"\(int, Tensor\)"),
+        ((slice(None),) * 3, r"\(slice, slice, slice\)"),
     ):
-        with pytest.raises(TypeError, match=rf"boolean mask of shape \(batch, tokens\), or .* of it, got {given}"):
+        with pytest.raises(TypeError, match=rf"boolean mask of shape \(batch, tokens\), .* two slices, got {given}"):
             model(**batch, tokens_to_keep=index)
+    with pytest.raises(ValueError, match=r"is a mask of shape \(3, 7\), the tokens' is \(3, 11\)"):
+        model(**batch, tokens_to_keep=mask[:, :7].bool())
     for head in set(FAMILY_BY_NAME[family].models) - {"base"}:
         model, batch = build(family, head)
         with pytest.raises(TypeError, match="is for encoders .* heads choose the tokens that they read themselves"):

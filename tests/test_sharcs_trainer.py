@@ -20,7 +20,7 @@ import torch
 from accelerate.utils import DistributedType
 from torch.nn import functional as F
 from torch.utils.data import IterableDataset
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_sharcs import SharcsForSequenceClassification, SharcsModel, gradients
@@ -1267,6 +1267,12 @@ def test_curve_files(tmp_path):
 def test_arguments_that_make_no_sense_have_a_sentence(tiny_tokenizer, tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         make_sharcs_trainer(tiny_tokenizer, tmp_path, **options)
+
+
+def test_plain_arguments(tiny_tokenizer, tmp_path):
+    arguments = make_arguments(tmp_path, TrainingArguments)
+    with pytest.raises(TypeError, match="`args` are SharcsTrainingArguments, .*, got TrainingArguments"):
+        SharcsTrainer(make_sharcs(tiny_tokenizer), arguments)
 
 
 class Endless(IterableDataset):

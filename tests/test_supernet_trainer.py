@@ -12,7 +12,7 @@ import pytest
 import torch
 from accelerate.utils import DynamoBackend
 from torch.nn import functional as F
-from transformers import DataCollatorWithPadding, TrainerCallback
+from transformers import DataCollatorWithPadding, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_mos import Architecture
@@ -569,6 +569,7 @@ def test_states_that_cannot_be_compared(tiny_tokenizer, tmp_path):
             {"distillation": ["logits", "logit"]},
             r"takes any of \['logits', 'hidden_states', 'attentions'\], got 'logit'",
         ),
+        ({"distillation": "logits"}, r"`distillation` is a list, such as \['logits'\], got the string 'logits'"),
         ({"architecture_sampling": "all"}, "is 'sandwich', 'random' or 'fixed', got 'all'"),
         ({"num_random_architectures": -1}, "`num_random_architectures` must be at least 0, got -1"),
         (
@@ -585,6 +586,12 @@ def test_states_that_cannot_be_compared(tiny_tokenizer, tmp_path):
 def test_arguments(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         SupernetTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **options)
+
+
+def test_plain_arguments(tiny_tokenizer, tmp_path):
+    for arguments in (None, make_arguments(tmp_path, TrainingArguments)):
+        with pytest.raises(TypeError, match="`args` are SupernetTrainingArguments, which take all .*, got"):
+            SupernetTrainer(make_supernet(tiny_tokenizer), arguments)
 
 
 def test_panel_outside_the_space(tiny_tokenizer, tmp_path):

@@ -10,6 +10,17 @@ from transformers import TrainingArguments
 DISTILLATION_TERMS = ("logits", "hidden_states", "attentions")
 
 
+def check_arguments(args: TrainingArguments | None, wanted: type[TrainingArguments]) -> None:
+    """
+    Raises:
+        TypeError: if they are not of the trainer's own kind.
+    """
+    if not isinstance(args, wanted):
+        raise TypeError(
+            f"`args` are {wanted.__name__}, which take all that TrainingArguments take, got {type(args).__name__}."
+        )
+
+
 @dataclass
 class SupernetTrainingArguments(TrainingArguments):
     """
@@ -68,6 +79,8 @@ class SupernetTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        if isinstance(self.distillation, str):
+            raise ValueError(f"`distillation` is a list, such as ['logits'], got the string {self.distillation!r}.")
         unknown = sorted(set(self.distillation or []) - set(DISTILLATION_TERMS))
         if unknown:
             raise ValueError(f"`distillation` takes any of {list(DISTILLATION_TERMS)}, got {unknown[0]!r}.")

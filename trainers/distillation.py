@@ -7,7 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel, Trainer
 from transformers.utils import logging
 
-from .arguments import DistillationTrainingArguments
+from .arguments import DistillationTrainingArguments, check_arguments
 from .checkpoints import StagedCheckpointMixin
 from .components import LossComponentsMixin
 from .evaluation import OrderedEvaluationMixin
@@ -47,6 +47,7 @@ class DistillationTrainer(
         kwargs: Those of [`~transformers.Trainer`].
 
     Raises:
+        TypeError: if `teacher` is not loaded, or `args` are plain `TrainingArguments` beside one.
         ValueError: if the student is a supernet or routed; if the teacher is for another task, shares weights with the
             student, or has other labels, another vocabulary, too few layers, or other attention heads; or if the
             training rows have no labels.
@@ -95,6 +96,7 @@ class DistillationTrainer(
 
     def _check_teacher(self, teacher: PreTrainedModel) -> None:
         args = self.args
+        check_arguments(args, DistillationTrainingArguments)
         if not isinstance(teacher, PreTrainedModel):
             raise TypeError(
                 f"`teacher` is a loaded model, got the {type(teacher).__name__} {teacher!r}; load it with "

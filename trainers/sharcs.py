@@ -24,7 +24,7 @@ from modeling_sharcs.calibration import candidate_prices, mean_flops, row_shares
 from modeling_sharcs.gradients import add_gradients_in_place
 from modeling_sharcs.modeling_sharcs import choose_widths
 
-from .arguments import SharcsTrainingArguments
+from .arguments import SharcsTrainingArguments, check_arguments
 from .checkpoints import StagedCheckpointMixin
 from .components import LossComponentsMixin
 from .evaluation import OrderedEvaluationMixin, close_evaluation_bar
@@ -74,6 +74,7 @@ class SharcsTrainer(PublishingMixin, LossComponentsMixin, OrderedEvaluationMixin
         kwargs: Those of [`~transformers.Trainer`].
 
     Raises:
+        TypeError: if `args` are plain `TrainingArguments`.
         ValueError: if the model has no router or no task, the intervals do not fit its widths, the window is longer
             than the run, the training set is empty or has no labels, or the teacher does not fit.
     """
@@ -98,6 +99,7 @@ class SharcsTrainer(PublishingMixin, LossComponentsMixin, OrderedEvaluationMixin
                 f"The model has the widths {widths} and so no router; give `from_backbone` at least two "
                 "`width_multipliers`, or use transformers' Trainer."
             )
+        check_arguments(args, SharcsTrainingArguments)
         if kwargs.get("train_dataset") is not None:
             check_precision(model, args)
         if kwargs.get("compute_loss_func") is not None:

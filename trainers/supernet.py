@@ -19,7 +19,7 @@ from modeling_mos import Architecture
 from modeling_mos.gradients import add_gradients_in_place
 from modeling_mos.modeling_mos import MosBottleneck
 
-from .arguments import SupernetTrainingArguments
+from .arguments import SupernetTrainingArguments, check_arguments
 from .components import LossComponentsMixin
 from .evaluation import close_evaluation_bar
 from .losses import attention_loss, hidden_state_loss, soft_binary_cross_entropy, soft_cross_entropy
@@ -55,6 +55,7 @@ class SupernetTrainer(LossComponentsMixin, MaskedLMTrainer):
         kwargs: Those of [`~transformers.Trainer`].
 
     Raises:
+        TypeError: if `args` are plain `TrainingArguments`.
         ValueError: if the model is no supernet, the teacher does not fit the student, the panel holds an
             architecture outside the search space, or layers are to be compiled for several GPUs of one process.
     """
@@ -72,6 +73,7 @@ class SupernetTrainer(LossComponentsMixin, MaskedLMTrainer):
                 f"SupernetTrainer trains `MosFor…` models, got a {type(model).__name__}; make a supernet with "
                 "`from_backbone`, or train an extracted subnet with transformers' Trainer."
             )
+        check_arguments(args, SupernetTrainingArguments)
         self.masked_lm = hasattr(model, "lm_head")
         self.search_space = model.search_space
         if args.ddp_find_unused_parameters is None and args.architecture_sampling != "sandwich":

@@ -12,8 +12,10 @@ All contestants take turns in every round; a ratio is the median over rounds of 
 
     --parts training    A step of SupernetTrainer with its optimizer (the largest, the smallest, one random
                         architecture) for each routing against none, and its FLOP/s (counted, useful ones only) against
-                        those of a step of transformers' Trainer with a stock BertForMaskedLM. Choosing the
-                        architectures and all that a change of them needs, against the step.
+                        those of a step of transformers' Trainer with a stock BertForMaskedLM. Useful is what losses
+                        need (`flop_rate_over_plain`); `whole_layers_flop_rate_over_plain` counts the whole last layer,
+                        though training leaves out its end for tokens without a label. Choosing the architectures and
+                        all that a change of them needs, against the step of the last routing.
     --parts inference   An extracted subnet against the supernet sliced at its architecture, and against the same
                         subnet with its bottlenecks not merged. Its extraction against a forward pass of it.
 """
@@ -39,6 +41,7 @@ from benchmark_utils import (  # noqa: E402
     ModelSizes,
     Timing,
     check_positive,
+    check_tokens,
     compare,
     machine_facts,
     make_masked_batch,
@@ -96,6 +99,7 @@ class MosBenchmarkArguments:
             inference_batch_sizes=self.inference_batch_sizes,
             sequence_length=self.sequence_length,
         )
+        check_tokens("sequence_length", self.sequence_length)
 
 
 def parse_shape(text: str) -> tuple[int, int]:
@@ -103,6 +107,7 @@ def parse_shape(text: str) -> tuple[int, int]:
     sizes = text.split("x")
     if len(sizes) != 2 or not all(size.isdigit() and int(size) > 0 for size in sizes):
         raise ValueError(f"--step_shapes takes SEQUENCESxTOKENS, such as 4x128, got {text!r}.")
+    check_tokens("step_shapes", int(sizes[1]))
     return int(sizes[0]), int(sizes[1])
 
 
@@ -278,7 +283,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         ).to(device)
 
     results: dict[str, Any] = {**machine_facts(device), **timing.facts(), "sizes": vars(sizes)}
-    results["torch_compile"] = options.torch_compile
+    results["options"] = vars(options)
     if "training" in options.parts:
         results["training"] = {}
         with tempfile.TemporaryDirectory() as folder:

@@ -52,6 +52,7 @@ from benchmark_utils import (  # noqa: E402
     ModelSizes,
     Timing,
     check_positive,
+    check_tokens,
     compare,
     machine_facts,
     make_batches,
@@ -113,10 +114,11 @@ def draw_rows(lengths: str, count: int, vocab_size: int, seed: int) -> list[list
     Rows of random tokens whose lengths follow a distribution.
 
     Raises:
-        ValueError: if `lengths` is neither a number nor the name of a known distribution.
+        ValueError: if `lengths` is neither a number of tokens that models take nor the name of a known distribution.
     """
     generator = random.Random(seed)
     if lengths.isdigit():
+        check_tokens("lengths", int(lengths))
         drawn = [int(lengths)] * count
     else:
         known = json.loads(LENGTHS_FILE.read_text(encoding="utf-8"))
@@ -300,6 +302,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         plain, width_multipliers=[options.width, 1.0], router_layer=options.router_layer
     ).to(device)
     results: dict[str, Any] = {**machine_facts(device), **timing.facts(), "sizes": vars(sizes)}
+    results["options"] = vars(options)
     if "inference" in options.parts:
         results["inference"] = {}
         for lengths in options.lengths:

@@ -29,6 +29,7 @@ __all__ = [
     "ModelSizes",
     "Timing",
     "check_positive",
+    "check_tokens",
     "compare",
     "find_device",
     "machine_facts",
@@ -129,6 +130,16 @@ def check_positive(**counts: int | Sequence[int]) -> None:
         for count in [given] if isinstance(given, int) else given:
             if count < 1:
                 raise ValueError(f"--{name} must be at least 1, got {count}.")
+
+
+def check_tokens(name: str, tokens: int) -> None:
+    """
+    Raises:
+        ValueError: if models of these benchmarks take no sequences of so many tokens.
+    """
+    most = BertConfig().max_position_embeddings
+    if not 1 <= tokens <= most:
+        raise ValueError(f"--{name} takes 1 to {most} tokens a sequence, got {tokens}.")
 
 
 def find_device(name: str | None) -> torch.device:
