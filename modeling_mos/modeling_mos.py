@@ -753,8 +753,8 @@ class MosModel(MosPreTrainedModel):
 
         Raises:
             TypeError: if `tokens_to_keep` is no such index.
-            ValueError: if the architecture is not in the search space, or unless exactly one of `input_ids` and
-                `inputs_embeds` is given.
+            ValueError: if the architecture is not in the search space, for a mask of another shape, or unless exactly
+                one of `input_ids` and `inputs_embeds` is given.
         """
         output_hidden_states, output_attentions = requested_outputs(self, output_hidden_states, output_attentions)
         check_inputs(input_ids, inputs_embeds)

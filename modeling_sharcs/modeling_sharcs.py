@@ -579,9 +579,9 @@ class SharcsModel(SharcsPreTrainedModel):
 
         Raises:
             TypeError: for several widths, or if `tokens_to_keep` is no such index.
-            ValueError: for an unknown width; if hidden states or attentions are asked of a routed batch, whose rows
-                have different shapes; unless exactly one of `input_ids` and `inputs_embeds` is given, or
-                `front_state`.
+            ValueError: for an unknown width, or a mask of another shape; if hidden states or attentions are asked of a
+                routed batch, whose rows have different shapes; unless exactly one of `input_ids` and `inputs_embeds`
+                is given, or `front_state`.
         """
         config = self.config
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states

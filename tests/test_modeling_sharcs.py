@@ -1321,6 +1321,7 @@ def test_messages_of_the_calibration():
         with pytest.raises(TypeError, match=f"is a number, the share of full FLOPs .* got {re.escape(repr(budget))}"):
             model.set_compute_budget(budget)
     assert model.config.router_price is None
+    assert model.set_compute_budget(torch.tensor(1.0)) == model.set_compute_budget(1)
     with torch.no_grad():
         model.sharcs.router.output.bias[1] = float("nan")
     with pytest.raises(ValueError, match="of 40 of 40 rows are not finite; the model is broken"):
