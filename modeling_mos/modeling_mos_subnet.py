@@ -27,49 +27,10 @@ from transformers.modeling_outputs import (
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.utils.generic import can_return_tuple
 
+from .attention import dropout_attention_forward, eager_attention_forward, has_costly_dropout
 from .configuration_mos_subnet import MosSubnetConfig
 from .gradients import WordEmbedding, adds_in_place, gradient_of, is_part, leading
 from .kept_tokens import FIRST_TOKEN, check_tokens_to_keep, keep_tokens, refuse_tokens_to_keep
-
-
-def eager_attention_forward(*args, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
-    """BERT's, which is imported when it is needed: that takes as long as the import of this whole package."""
-    from transformers.models.bert.modeling_bert import eager_attention_forward
-
-    return eager_attention_forward(*args, **kwargs)
-
-
-def has_costly_dropout(query: torch.Tensor) -> bool:
-    """Whether [`dropout_attention_forward`] serves better; it is less exact in half precision, and breaks graphs."""
-    return query.device.type == "cpu" and query.dtype == torch.float32 and not torch.compiler.is_compiling()
-
-
-def dropout_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    dropout: float,
-    scaling: float,
-    **kwargs,
-) -> tuple[torch.Tensor, None]:
-    """
-    Scaled dot product attention with dropout for CPUs, where PyTorch has no fused kernel with it either: its random
-    numbers, one after the other, were a sixth of a training pass of the smallest subnet. 16 bits for each entry do. A
-    query that may see no key gets the mean of all values here, zeros there.
-    """
-    scores = (query * scaling) @ key.transpose(-1, -2)
-    if attention_mask is not None and attention_mask.dtype == torch.bool:
-        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
-    elif attention_mask is not None:
-        scores = scores + attention_mask
-    dropped = min(round(dropout * 2**16), 2**16 - 1)
-    bits = torch.empty(-(-scores.numel() // 4), dtype=torch.int64, device=scores.device).random_(-(2**63), None)
-    kept = (bits.view(torch.int16)[: scores.numel()] >= dropped - 2**15).view(scores.shape)
-    # As floats, which take more memory until the backward pass, but are not converted again there.
-    context = (scores.softmax(dim=-1) * kept.to(scores.dtype)) @ (value / (1 - dropped / 2**16))
-    return context.transpose(1, 2), None
 
 
 class LinearInPlace(torch.autograd.Function):
@@ -159,7 +120,7 @@ class MosAttentionBase(nn.Module):
         )
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
         interface = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        if 0 < dropout < 1 and self.config._attn_implementation == "sdpa" and has_costly_dropout(query):
+        if has_costly_dropout(self.config, query, dropout):
             interface = dropout_attention_forward
         context, weights = interface(
             self,

@@ -34,6 +34,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple, maybe_autocast
 
+from .attention import dropout_attention_forward, eager_attention_forward, has_costly_dropout
 from .configuration_sharcs import SharcsConfig
 from .gradients import WordEmbedding, leading
 from .kept_tokens import FIRST_TOKEN, check_tokens_to_keep, keep_tokens, refuse_tokens_to_keep
@@ -78,13 +79,6 @@ class SharcsQuestionAnsweringOutput(QuestionAnsweringModelOutput):
 
     router_logits: torch.Tensor | None = None
     width_indices: torch.Tensor | None = None
-
-
-def eager_attention_forward(*args, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
-    """BERT's, which is imported when it is needed: that takes as long as the import of this whole package."""
-    from transformers.models.bert.modeling_bert import eager_attention_forward
-
-    return eager_attention_forward(*args, **kwargs)
 
 
 def attention_interface(config: SharcsConfig):
@@ -194,14 +188,17 @@ class SharcsAttention(nn.Module):
             linear(hidden, inner).view(batch, tokens, num_heads, -1).transpose(1, 2)
             for linear in (self.query, self.key, self.value)
         )
+        dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
         interface = attention_interface(self.config)
+        if has_costly_dropout(self.config, query, dropout):
+            interface = dropout_attention_forward
         context, weights = interface(
             self,
             query,
             key,
             value,
             attention_mask,
-            dropout=self.config.attention_probs_dropout_prob if self.training else 0.0,
+            dropout=dropout,
             scaling=self.head_dim**-0.5,
             **kwargs,
         )

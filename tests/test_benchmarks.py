@@ -2,6 +2,7 @@
 # Licensed under the Apache License, Version 2.0; see the LICENSE file.
 """examples/benchmarks/*.py for BERT-like sizes: each runs for real, on tiny ones; not how long anything takes."""
 
+import itertools
 import json
 
 import pytest
@@ -81,6 +82,7 @@ def test_supernets(run, load_example, tmp_path, capsys, monkeypatch):
         rates = ("flops_per_second", "flop_rate_over_plain", "whole_layers_flop_rate_over_plain")
         for name in ("seconds", "time_over_none", *rates):
             assert_spread(step[routing][name])
+        assert 0.5 < step[routing]["useful_share"] < 1
     assert step["none"]["time_over_none"] == {"median": 1, "lowest": 1, "highest": 1}
     assert_spread(step["switching"]["share_of_step"])
     assert list(results["inference"]) == ["1", "2"]
@@ -88,6 +90,8 @@ def test_supernets(run, load_example, tmp_path, capsys, monkeypatch):
         assert list(found["seconds"]) == ["subnet", "supernet", "unmerged", "extraction"]
         for name in ("time_over_supernet", "time_over_unmerged", "extraction_over_forward"):
             assert_spread(found[name])
+        # Bottlenecks of few tokens are cheaper one after the other.
+        assert 0.5 < found["flops_over_unmerged"] < 1 and 0.5 < found["flops_over_supernet"] < 1
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     steps, subnets = load_example("benchmarks/benchmark_mos.py").over_sizes(results).values()
     assert list(steps) == ["routing none", "routing layer", "routing neuron"] and list(steps["routing none"]) == [2]
@@ -168,6 +172,23 @@ def test_counted_flops(load_example):
         for labels in (everything, half):
             found = counted_in_training(supernet.extract_subnet(architecture), labels=labels)
             assert found == script.count_supernet_step(supernet, [architecture], labels)
+
+
+def test_counted_products(load_example):
+    script = load_example("benchmarks/benchmark_mos.py")
+    supernet = tiny_supernet("base", search_space=ELASTIC).eval()
+    architecture = supernet.sample_architecture(seed=1)
+    subnet, unmerged = supernet.extract_subnet(architecture), supernet.extract_subnet(architecture)
+    script.unmerge_bottlenecks(unmerged, supernet, architecture)
+    ids = torch.ones(2, 8, dtype=torch.long)
+    implementation = subnet.config._attn_implementation
+    assert implementation == "sdpa"
+    counted = script.count_forward(subnet, input_ids=ids)
+    assert counted == 2 * supernet.count_flops(architecture, 8)
+    assert subnet.config._attn_implementation == implementation
+    sizes, stream = architecture.hidden_sizes, supernet.config.hidden_size
+    more = sum(before * stream + stream * after - before * after for before, after in itertools.pairwise(sizes))
+    assert script.count_forward(unmerged, input_ids=ids) == counted + 2 * 16 * more
 
 
 def counted_in_training(model, rows: int = 2, **inputs) -> int:

@@ -5,10 +5,16 @@
 import pytest
 import torch
 from torch.nn import functional as F
+from transformers import PreTrainedConfig
 
 from modeling_mos import modeling_mos_subnet
-from modeling_mos.modeling_mos_subnet import dropout_attention_forward, has_costly_dropout
+from modeling_mos.attention import dropout_attention_forward, has_costly_dropout
+from modeling_sharcs import modeling_sharcs
 from testing_utils import FAMILIES, assert_close, main_outputs, make_batch, make_targets, scalar
+
+
+HEAD = "sequence-classification"
+each_family = pytest.mark.parametrize("family", ["mos", "mos-subnet", "sharcs"])
 
 
 def attend(dropout: float, mask: torch.Tensor | None = None, tokens: int = 7, batch: int = 3):
@@ -51,6 +57,15 @@ def test_masks(kind):
     assert (context[1, ..., 4:] == 0).all() and (context[1, ..., :4] > 0.4).any() and (context[0, ..., 4:] > 0).any()
 
 
+@pytest.mark.parametrize("kind", [torch.bool, torch.float32])
+def test_queries_without_a_key_get_numbers(kind):
+    kept = torch.ones(3, 1, 7, 7, dtype=torch.bool)
+    kept[1] = False  # a row of nothing but padding
+    mask = kept if kind == torch.bool else torch.zeros(kept.shape).masked_fill(~kept, -torch.inf)
+    context = attend(0.5, mask)
+    assert torch.isfinite(context).all() and (context[1] > 0).any()
+
+
 def test_without_draws_it_is_scaled_dot_product_attention():
     query, key, value = (torch.randn(3, 2, 7, 5, dtype=torch.double) for _ in range(3))
     mask = torch.rand(3, 1, 7, 7) > 0.3
@@ -66,20 +81,25 @@ def test_every_probability_gives_numbers():
 
 
 def test_where_it_serves(monkeypatch):
-    query = torch.zeros(1)
-    assert has_costly_dropout(query)
-    assert not has_costly_dropout(query.bfloat16()) and not has_costly_dropout(query.to("meta"))
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    assert not has_costly_dropout(query)
+    query, config = torch.zeros(1), PreTrainedConfig()
+    config._attn_implementation = "sdpa"
+    assert has_costly_dropout(config, query, 0.1)
+    for states, dropout in ((query.bfloat16(), 0.1), (query.to("meta"), 0.1), (query, 0.0), (query, 1.0)):
+        assert not has_costly_dropout(config, states, dropout)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.compiler, "is_compiling", lambda: True)
+        assert not has_costly_dropout(config, query, 0.1)
+    config._attn_implementation = "eager"
+    assert not has_costly_dropout(config, query, 0.1)
 
 
-@pytest.mark.parametrize("family", ["mos", "mos-subnet"])
+@each_family
 def test_dropout_breaks_no_graphs(family):
-    model = next(known for known in FAMILIES if known.name == family).model("sequence-classification", "bert").train()
+    model = next(known for known in FAMILIES if known.name == family).model(HEAD, "bert").train()
     assert model.config.attention_probs_dropout_prob > 0
-    batch = {**make_batch(model.config), **make_targets("sequence-classification", model.config, (3, 11))}
+    batch = {**make_batch(model.config), **make_targets(HEAD, model.config, (3, 11))}
     explanation = torch._dynamo.explain(model)(**batch)
-    if family == "mos-subnet":  # a supernet encodes its architecture between graphs
+    if family != "mos":  # a supernet encodes its architecture between graphs
         assert explanation.graph_break_count == 0
     assert not any("random_" in str(reason.reason) for reason in explanation.break_reasons)
 
@@ -95,16 +115,17 @@ def test_gradients_go_through_what_is_kept():
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("family", ["mos", "mos-subnet"])
+@each_family
 def test_models_use_it_in_training_only(family, attention, monkeypatch):
-    made = next(known for known in FAMILIES if known.name == family).model("masked-lm", "bert", attention)
+    made = next(known for known in FAMILIES if known.name == family).model(HEAD, "bert", attention)
     seen = []
-    monkeypatch.setattr(
-        modeling_mos_subnet,
-        "dropout_attention_forward",
-        lambda *args, **kwargs: seen.append(kwargs["dropout"]) or dropout_attention_forward(*args, **kwargs),
-    )
-    batch = {**make_batch(made.config), **make_targets("masked-lm", made.config, (3, 11))}
+    for code in (modeling_mos_subnet, modeling_sharcs):
+        monkeypatch.setattr(
+            code,
+            "dropout_attention_forward",
+            lambda *args, **kwargs: seen.append(kwargs["dropout"]) or dropout_attention_forward(*args, **kwargs),
+        )
+    batch = {**make_batch(made.config), **make_targets(HEAD, made.config, (3, 11))}
     with torch.no_grad():
         main_outputs(made(**batch))
     assert not seen

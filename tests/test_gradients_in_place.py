@@ -39,7 +39,7 @@ def parameter_with_gradient(*shape: int) -> nn.Parameter:
     return parameter
 
 
-@pytest.mark.parametrize("name", ["gradients.py", "kept_tokens.py"])
+@pytest.mark.parametrize("name", ["attention.py", "gradients.py", "kept_tokens.py"])
 def test_both_packages_have_the_same_file(name):
     first, second = (Path(code.__file__).with_name(name).read_bytes() for code in (mos_gradients, sharcs_gradients))
     assert first == second

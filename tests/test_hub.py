@@ -36,6 +36,7 @@ SHARCS_PACKAGE = Path(modeling_sharcs.__file__).parent
 TRAVELLERS = {
     "supernet": {
         "architecture.py",
+        "attention.py",
         "configuration_mos.py",
         "configuration_mos_subnet.py",
         "conversion.py",
@@ -46,12 +47,14 @@ TRAVELLERS = {
     },
     "subnet": {
         "architecture.py",
+        "attention.py",
         "configuration_mos_subnet.py",
         "gradients.py",
         "kept_tokens.py",
         "modeling_mos_subnet.py",
     },
     "sharcs": {
+        "attention.py",
         "calibration.py",
         "configuration_sharcs.py",
         "conversion.py",

@@ -14,14 +14,17 @@ All contestants take turns in every round; a ratio is the median over rounds of 
                         architecture) for each routing against none, and its FLOP/s (counted, useful ones only) against
                         those of a step of transformers' Trainer with a stock BertForMaskedLM. Useful is what losses
                         need (`flop_rate_over_plain`); `whole_layers_flop_rate_over_plain` counts the whole last layer,
-                        though training leaves out its end for tokens without a label. Choosing the architectures and
-                        all that a change of them needs, against the step of the last routing.
+                        though training leaves out its end for tokens without a label. `useful_share` is that of the
+                        matrix products that steps do: bottlenecks are two matrices where a subnet has one. Choosing
+                        the architectures and all that a change of them needs, against the step of the last routing.
     --parts inference   An extracted subnet against the supernet sliced at its architecture, and against the same
-                        subnet with its bottlenecks not merged. Its extraction against a forward pass of it.
+                        subnet with its bottlenecks not merged, in time and in FLOPs. Its extraction against a forward
+                        pass of it.
 """
 
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,6 +147,16 @@ def count_plain_step(sizes: ModelSizes, shape: tuple[int, int]) -> int:
     return FORWARD_PASSES_A_STEP * counter.get_total_flops()
 
 
+def count_forward(model: PreTrainedModel, **inputs: Any) -> int:
+    """FLOPs of all matrix products that a forward pass does, whoever needs them."""
+    implementation = model.config._attn_implementation
+    model.set_attn_implementation("eager")  # the counter does not know the fused kernel for CPUs
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
+        model(**inputs)
+    model.set_attn_implementation(implementation)
+    return counter.get_total_flops()
+
+
 def over_sizes(results: dict[str, Any]) -> dict[str, dict[str, dict[int, tuple[float, float, float]]]]:
     """What `plot_speedups` draws: training steps and subnets, over sequences a batch."""
     panels: dict[str, dict[str, dict[int, tuple[float, float, float]]]] = {}
@@ -196,13 +209,18 @@ def benchmark_training(
     plain_flops = count_plain_step(sizes, shape)
     plain_rates = [plain_flops / taken for taken in seconds["plain"]]
     results = {"plain": {"seconds": spread(seconds["plain"]), "flops_per_second": spread(plain_rates)}}
+    steps = [
+        trainers[last].architectures_of_step(step).values()
+        for step in range(timing.warmup_rounds, timing.warmup_rounds + timing.rounds)
+    ]
+    supernet = trainers[last].model.train()
+    useful = sum(count_supernet_step(supernet, architectures, batch["labels"]) for architectures in steps)
+    done = Counter(architecture for architectures in steps for architecture in architectures)
+    forward = sum(times * count_forward(supernet, **batch, architecture=each) for each, times in done.items())
+    useful_share = useful / (FORWARD_PASSES_A_STEP * forward)  # routing changes no sizes
     for name, trainer in trainers.items():
         if name == "plain":
             continue
-        steps = [
-            trainer.architectures_of_step(step).values()
-            for step in range(timing.warmup_rounds, timing.warmup_rounds + timing.rounds)
-        ]
         rates, whole_rates = (
             [
                 count_supernet_step(trainer.model, architectures, batch["labels"], whole) / taken
@@ -216,6 +234,7 @@ def benchmark_training(
             "time_over_none": compare(seconds[name], seconds["none"]),
             "flop_rate_over_plain": compare(rates, plain_rates),
             "whole_layers_flop_rate_over_plain": compare(whole_rates, plain_rates),
+            "useful_share": useful_share,
         }
     results["switching"] = {
         "seconds": spread(seconds["switching"]),
@@ -256,10 +275,13 @@ def benchmark_inference(
     }
     times = time_in_turns(contestants, [batch], timing, supernet.device)
     seconds = {name: totals(rounds) for name, rounds in times.items()}
+    flops = count_forward(subnet, **batch)
     return {
         "seconds": {name: spread(taken) for name, taken in seconds.items()},
         "time_over_supernet": compare(seconds["subnet"], seconds["supernet"]),
+        "flops_over_supernet": flops / count_forward(supernet, **batch, architecture=architecture),
         "time_over_unmerged": compare(seconds["subnet"], seconds["unmerged"]),
+        "flops_over_unmerged": flops / count_forward(unmerged, **batch),
         "extraction_over_forward": compare(seconds["extraction"], seconds["subnet"]),
     }
 
