@@ -42,8 +42,9 @@ $(STAMP): setup.cfg pyproject.toml $(CONSTRAINTS)
 	$(PIP_INSTALL) $(TORCH_INDEX) -e ".[$(EXTRAS)]"
 	@touch $@
 
-quickstart: $(STAMP)  ## run the whole story on data that it makes itself (examples/quickstart.py)
+quickstart: $(STAMP)  ## run the whole stories of MoS and SHARCS on data that they make themselves
 	$(BIN)/python examples/quickstart.py
+	$(BIN)/python examples/quickstart_sharcs.py
 
 test: export HF_HUB_OFFLINE = 1
 test: $(STAMP)  ## run the tests that are not marked slow, a file at a time on each core

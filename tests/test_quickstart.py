@@ -1,7 +1,10 @@
 # Copyright 2026 The elastic-encoders authors.
 # Licensed under the Apache License, Version 2.0; see the LICENSE file.
-"""examples/quickstart.py, with less to do."""
+"""examples/quickstart.py and examples/quickstart_sharcs.py, with less to do."""
 
+import contextlib
+import io
+import json
 import logging
 import math
 import sys
@@ -10,9 +13,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from modeling_mos import MosSubnetForMaskedLM
+from modeling_sharcs import SharcsForSequenceClassification
 
 
 SETTINGS = ["--num_documents", "40", "--max_steps", "4", "--num_candidates", "2"]
@@ -105,3 +109,61 @@ def test_word_frequencies_are_what_is_to_be_beaten(script):
     trainer = SimpleNamespace(train_dataset=train, eval_dataset=MaskedRows(rows))
     expected = math.exp(-(math.log(0.75) + math.log(0.25)) / 2)
     assert script.word_frequency_perplexity(trainer) == pytest.approx(expected, rel=1e-4)
+
+
+# ---- SHARCS ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def routed_story(load_example, tmp_path_factory):
+    """One run: its folder, what it returned and what it printed."""
+    folder = tmp_path_factory.mktemp("sharcs")
+    settings = ["--num_samples", "40", "--num_backbone_epochs", "1", "--num_epochs", "2", "--budgets", "0.7", "0.4"]
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        result = load_example("quickstart_sharcs.py").main([*settings, "--output_dir", str(folder)])
+    return folder, result, printed.getvalue()
+
+
+def test_budgets_are_kept(routed_story):
+    _, result, printed = routed_story
+    rows = {row["name"]: row for row in result["rows"]}
+    assert set(rows) == {"width 0.125 alone", "budget 0.4", "budget 0.7", "width 1 alone"}
+    shares = [row["flops_share"] for row in result["rows"]]
+    assert shares == sorted(shares) and shares[0] < 0.4 < 1 < shares[-1]
+    for budget in (0.4, 0.7):  # calibrated on other rows
+        assert rows[f"budget {budget}"]["flops_share"] == pytest.approx(budget, abs=0.1)
+    narrowest, widest = rows["width 0.125 alone"], rows["width 1 alone"]
+    assert narrowest["easy_rows_wide"] == narrowest["hard_rows_wide"] == 0
+    assert widest["easy_rows_wide"] == widest["hard_rows_wide"] == 1
+    summary = printed.partition("== Summary")[2]
+    for name, row in rows.items():
+        assert any(
+            line.split()[: len(name.split()) + 1] == [*name.split(), f"{row['flops_share']:.2f}"]
+            for line in summary.splitlines()
+        ), name
+
+
+def test_the_routed_model_is_an_ordinary_one(routed_story):
+    folder, _, printed = routed_story
+    model = AutoModelForSequenceClassification.from_pretrained(folder / "model").eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    assert type(model) is SharcsForSequenceClassification and model.config.router_price is not None
+    spent = model.count_flops(18) / model.count_flops(18, width=1.0)  # at that price, by the calibration
+    assert spent == pytest.approx(0.5, abs=0.1)
+    with torch.no_grad():
+        outputs = model(**tokenizer(["the film was dull"], return_tensors="pt"))
+    assert outputs.logits.isfinite().all() and outputs.width_indices.shape == (1,)
+    told = printed.partition("== 4.")[2].partition("==")[0].splitlines()[1:]
+    answers = [line.split()[0] for line in told if line.strip()]
+    assert len(answers) == 6 and set(answers) <= {"good", "bad"}
+
+
+def test_the_curve(routed_story):
+    folder, _, _ = routed_story
+    points = json.loads((folder / "compute_curve.json").read_text())
+    assert {"flops_share", "accuracy"} <= set(points[0])
+
+
+def test_one_epoch_is_too_few(load_example):
+    with pytest.raises(ValueError, match="--num_epochs must be at least 2, got 1"):
+        load_example("quickstart_sharcs.py").main(["--num_epochs", "1"])
