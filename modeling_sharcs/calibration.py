@@ -242,7 +242,7 @@ def set_compute_budget(model: PreTrainedModel, budget: float, unit: str = "flops
         )
     if torch.is_tensor(budget) and budget.numel() == 1:
         budget = budget.item()
-    if not isinstance(budget, Real):
+    if not isinstance(budget, Real) or isinstance(budget, bool):
         raise TypeError(f"A compute budget is a number, the share of full FLOPs or latency to spend, got {budget!r}.")
     if unit not in ("flops", "latency"):
         raise ValueError(f"A compute budget is in 'flops' or 'latency', not in {unit!r}.")

@@ -430,7 +430,7 @@ class SharcsPreTrainedModel(PreTrainedModel):
             TypeError: if it is no number.
             ValueError: if the model does not have it; the message names those that it has.
         """
-        if isinstance(width, (list, tuple, str)) or torch.is_tensor(width) and width.numel() != 1:
+        if isinstance(width, (list, tuple, str, bool)) or torch.is_tensor(width) and width.numel() != 1:
             raise TypeError(
                 f"`width` is one number for all rows, one of {self.config.width_multipliers}, got {width!r}; without "
                 "it, rows are routed one by one."
@@ -589,6 +589,11 @@ class SharcsModel(SharcsPreTrainedModel):
         last = len(config.width_multipliers) - 1
         routed = width is None and price is not None and last > 0 and not self.training
         forced = last if width is None else self.width_index(width)
+        if self.training and width is None and last > 0 and not torch.compiler.is_compiling():
+            logger.warning_once(
+                "In training mode, without a `width`, all rows take the widest path: narrower ones and the router "
+                "learn nothing. `trainers.SharcsTrainer` trains them all."
+            )
         if routed and (output_hidden_states or output_attentions):
             raise ValueError(
                 "Hidden states and attentions of routed rows differ in shape; give a `width`, or ask for "

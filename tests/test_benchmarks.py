@@ -314,6 +314,11 @@ def test_ratios_are_taken_within_rounds():
         ("benchmark_routing", {"lengths": ["0"]}, "--lengths takes 1 to 512 tokens a sequence, got 0"),
         ("benchmark_mos", {"sequence_length": 513}, "--sequence_length takes 1 to 512 tokens a sequence, got 513"),
         ("benchmark_mos", {"step_shapes": ["4x1000"]}, "--step_shapes takes 1 to 512 tokens a sequence, got 1000"),
+        (
+            "benchmark_routing",
+            {"training_rows": 6, "training_batch_size": 7},
+            "--training_batch_size must be at most --training_rows, 6, got 7",
+        ),
         ("benchmark_routing", {"training_rows": 0}, "--training_rows must be at least 1, got 0"),
         ("benchmark_mos", {"num_threads": 2}, "--clock cpu needs one thread and the CPU, got 2 on 'cpu'"),
         ("benchmark_routing", {"parts": ["x"]}, "--parts takes any of inference, training, got 'x'"),

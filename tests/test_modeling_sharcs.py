@@ -20,6 +20,7 @@ from transformers import (
     AutoConfig,
     BertConfig,
 )
+from transformers.utils import logging
 
 import modeling_sharcs
 from modeling_sharcs import SharcsConfig, SharcsForSequenceClassification, SharcsModel
@@ -789,6 +790,22 @@ def test_another_width_goes_on_from_what_all_have_in_common(head):
     assert states[0] is front and len(states) == 1 + model.config.num_hidden_layers - model.config.router_layer
 
 
+def test_training_without_a_width_says_what_it_trains(caplog):
+    model = tiny_sharcs().train()
+    batch = make_batch(model.config)
+    logging.warning_once.cache_clear()
+    for options in ({"width": 1.0}, {"width": 0.25}):
+        model(**batch, **options)
+    model.eval()(**batch)
+    single = tiny_sharcs(width_multipliers=[1.0]).train()
+    single(**make_batch(single.config))
+    assert not caplog.records
+    for _ in range(2):
+        model.train()(**batch)
+    (record,) = caplog.records
+    assert "all rows take the widest path" in record.message and "`trainers.SharcsTrainer`" in record.message
+
+
 def test_messages_of_the_forward_pass():
     model = tiny_sharcs(router_price=0.0)
     batch = make_batch(model.config)
@@ -798,6 +815,8 @@ def test_messages_of_the_forward_pass():
         TypeError, match=r"one of \[0.25, 0.5, 1.0\], got \[0.25\]; without it, rows are routed one by"
     ):
         model(**batch, width=[0.25])
+    with pytest.raises(TypeError, match="is one number for all rows, .* got True"):
+        model(**make_batch(model.config), width=True)
     with pytest.raises(TypeError, match=r"got tensor\(\[0.2500, 0.5000\]\)"):
         model(**batch, width=torch.tensor([0.25, 0.5]))
     for wanted in ("output_hidden_states", "output_attentions"):
@@ -1318,7 +1337,7 @@ def test_messages_of_the_calibration():
         way_out = too_much.get(budget, "for less, train narrower")
         with pytest.raises(ValueError, match=rf"{budget:g} of full FLOPs is out of reach: .* {reach}; {way_out}"):
             model.set_compute_budget(budget)
-    for budget in ("0.5", None, [0.5]):
+    for budget in ("0.5", None, [0.5], True):
         with pytest.raises(TypeError, match=f"is a number, the share of full FLOPs .* got {re.escape(repr(budget))}"):
             model.set_compute_budget(budget)
     assert model.config.router_price is None

@@ -143,6 +143,7 @@ class SharcsTrainer(PublishingMixin, LossComponentsMixin, OrderedEvaluationMixin
         self._lengths: list[int] | None = None
         self._targets: torch.Tensor | None = None
         self._buckets: torch.Tensor | None = None
+        self._empty_widths: list[str] = []
         self._unrecorded: list[tuple[torch.Tensor, ...]] = []
         self._predicting_widths = False
         self._partitioned = is_deepspeed_zero3_enabled()
@@ -337,12 +338,13 @@ class SharcsTrainer(PublishingMixin, LossComponentsMixin, OrderedEvaluationMixin
             shares = self._targets.double().mean(dim=0).tolist()
             self.log({f"share_of_targets_{width:g}": share for width, share in zip(self.widths, shares, strict=True)})
             empty = [f"{width:g}" for width, share in zip(self.widths, shares, strict=True) if share == 0]
-            if empty:
+            if empty and empty != self._empty_widths:
                 logger.warning(
                     f"By their last scores, no training sample belongs to the widths {', '.join(empty)}: the router "
                     f"learns to leave them out. If that is not wanted, move `hardness_intervals` (now "
                     f"{[tuple(map(float, interval)) for interval in self.intervals]}, a width each), or train longer."
                 )
+            self._empty_widths = empty
 
     @property
     def _data_seed(self) -> int:
