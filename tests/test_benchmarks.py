@@ -100,6 +100,16 @@ def test_supernets(run, load_example, tmp_path, capsys, monkeypatch):
     assert median == 1 / results["inference"]["1"]["time_over_supernet"]["median"]
 
 
+def test_subnets_have_a_limit(run, load_example, capsys, monkeypatch):
+    free = run("benchmark_mos", parts=["inference"], inference_batch_sizes=[1])
+    limit = free["parameters"] - 1
+    small = run("benchmark_mos", parts=["inference"], inference_batch_sizes=[1], max_parameters=limit)
+    assert small["parameters"] <= limit and small["architecture"] != free["architecture"]
+    monkeypatch.setattr(load_example("benchmarks/benchmark_mos.py"), "benchmark_training", lambda *_: 1 / 0)
+    with pytest.raises(ValueError, match="100"):
+        run("benchmark_mos", max_parameters=100)
+
+
 def test_all_routings_take_the_same_steps(load_example, monkeypatch):
     script = load_example("benchmarks/benchmark_mos.py")
     ran = []

@@ -83,6 +83,9 @@ class MosBenchmarkArguments:
         default_factory=lambda: [1, 32], metadata={"help": "Sequences a call of subnets."}
     )
     sequence_length: int = field(default=128, metadata={"help": "Tokens of a sequence of subnets."})
+    max_parameters: int | None = field(
+        default=None, metadata={"help": "Parameters of the subnet, with its head, at most (default: of any size)."}
+    )
     torch_compile: bool = field(
         default=False,
         metadata={
@@ -306,6 +309,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
     results: dict[str, Any] = {**machine_facts(device), **timing.facts(), "sizes": vars(sizes)}
     results["options"] = vars(options)
+    if "inference" in options.parts:  # before the steps: a limit that no subnet meets should not cost them
+        costs = make_supernet("none")
+        architecture = costs.sample_architecture(seed=sizes.seed, max_parameters=options.max_parameters)
+        results |= {"architecture": architecture.to_dict(), "parameters": costs.count_parameters(architecture)}
+        del costs
     if "training" in options.parts:
         results["training"] = {}
         with tempfile.TemporaryDirectory() as folder:
@@ -319,8 +327,6 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     if "inference" in options.parts:
         results["inference"] = {}
         supernet = make_supernet(options.routings[-1])
-        architecture = supernet.sample_architecture(seed=sizes.seed)
-        results["architecture"] = architecture.to_dict()
         for batch_size in options.inference_batch_sizes:
             logger.info(f"Subnets on {batch_size} sequences.")
             results["inference"][str(batch_size)] = benchmark_inference(
