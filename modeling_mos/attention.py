@@ -21,7 +21,9 @@ def has_costly_dropout(config: PreTrainedConfig, states: torch.Tensor, dropout: 
     """Whether [`dropout_attention_forward`] serves better; it is less exact in half precision, and breaks graphs."""
     if not 0 < dropout < 1 or config._attn_implementation != "sdpa":
         return False
-    return states.device.type == "cpu" and states.dtype == torch.float32 and not torch.compiler.is_compiling()
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    return states.device.type == "cpu" and states.dtype == torch.float32
 
 
 def dropout_attention_forward(
@@ -40,14 +42,14 @@ def dropout_attention_forward(
     query that may see no key gets the mean of all values here, zeros there.
     """
     scores = (query * scaling) @ key.transpose(-1, -2)
-    lowest = torch.finfo(scores.dtype).min
     if attention_mask is not None and attention_mask.dtype == torch.bool:
-        scores = scores.masked_fill(~attention_mask, lowest)
-    elif attention_mask is not None:
-        scores = scores + attention_mask.clamp(min=lowest)  # a row of -inf alone would have no softmax
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    elif attention_mask is not None:  # a row of -inf alone would have no softmax
+        scores = scores + attention_mask.clamp(min=torch.finfo(attention_mask.dtype).min)
     dropped = min(round(dropout * 2**16), 2**16 - 1)
-    bits = torch.empty(-(-scores.numel() // 4), dtype=torch.int64, device=scores.device).random_(-(2**63), None)
-    # 0 or 1 as floats, without a comparison: to make booleans and convert them took six times as long.
-    kept = bits.view(torch.int16)[: scores.numel()].to(scores.dtype).sub_(dropped - 2**15 - 1).clamp_(0, 1)
-    context = (scores.softmax(dim=-1) * kept.view_as(scores)) @ (value / (1 - dropped / 2**16))
+    bits = scores.new_empty(-(-scores.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    # 0 or 1 as floats, which hold 16 bits, without a comparison: making booleans and converting them took six times as
+    # long.
+    kept = bits.view(torch.int16)[: scores.numel()].float().sub_(dropped - 2**15 - 1).clamp_(0, 1)
+    context = (scores.softmax(dim=-1) * kept.view_as(scores).to(scores.dtype)) @ (value / (1 - dropped / 2**16))
     return context.transpose(1, 2), None

@@ -15,6 +15,7 @@ channels. The width is an argument of the forward pass and never state.
 """
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -430,13 +431,14 @@ class SharcsPreTrainedModel(PreTrainedModel):
             TypeError: if it is no number.
             ValueError: if the model does not have it; the message names those that it has.
         """
-        if isinstance(width, (list, tuple, str, bool)) or torch.is_tensor(width) and width.numel() != 1:
+        number = width.item() if torch.is_tensor(width) and width.numel() == 1 else width
+        if not isinstance(number, Real) or isinstance(number, bool):
             raise TypeError(
                 f"`width` is one number for all rows, one of {self.config.width_multipliers}, got {width!r}; without "
                 "it, rows are routed one by one."
             )
         for index, known in enumerate(self.config.width_multipliers):
-            if abs(known - width) < 1e-3:
+            if abs(known - number) < 1e-3:
                 return index
         raise ValueError(f"This model has the widths {self.config.width_multipliers}, not {width}.")
 
@@ -589,10 +591,10 @@ class SharcsModel(SharcsPreTrainedModel):
         last = len(config.width_multipliers) - 1
         routed = width is None and price is not None and last > 0 and not self.training
         forced = last if width is None else self.width_index(width)
-        if self.training and width is None and last > 0 and not torch.compiler.is_compiling():
+        if self.training and width is None and last > 0 and not torch.compiler.is_compiling():  # which logs nothing
             logger.warning_once(
                 "In training mode, without a `width`, all rows take the widest path: narrower ones and the router "
-                "learn nothing. `trainers.SharcsTrainer` trains them all."
+                "learn nothing. `trainers.SharcsTrainer` trains them all; call `.eval()` for routed inference."
             )
         if routed and (output_hidden_states or output_attentions):
             raise ValueError(

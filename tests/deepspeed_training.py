@@ -35,6 +35,7 @@ from training_utils import (  # noqa: E402
     make_sharcs,
     make_sharcs_trainer,
     make_supernet,
+    run_worker,
     weights_of,
 )
 
@@ -246,4 +247,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_worker(main)

@@ -27,6 +27,7 @@ from training_utils import (  # noqa: E402
     make_sharcs,
     make_sharcs_trainer,
     make_supernet,
+    run_worker,
     train_masked_lm,
     train_supernet,
     weights_of,
@@ -154,4 +155,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_worker(main)

@@ -77,14 +77,14 @@ def test_supernets(run, load_example, tmp_path, capsys, monkeypatch):
     assert (results["threads"], results["clock"], results["rounds"]) == (1, "cpu", 5)
     assert results["environment"]["GOMP_SPINCOUNT"] == "77" and "PATH" not in results["environment"]
     step = results["training"]["2x8"]
-    assert list(step) == ["plain", "none", "layer", "neuron", "switching"]
+    assert list(step) == ["plain", "none", "layer", "neuron", "switching", "products"]
     for routing in ("none", "layer", "neuron"):
         rates = ("flops_per_second", "flop_rate_over_plain", "whole_layers_flop_rate_over_plain")
         for name in ("seconds", "time_over_none", *rates):
             assert_spread(step[routing][name])
-        assert 0.5 < step[routing]["useful_share"] < 1
     assert step["none"]["time_over_none"] == {"median": 1, "lowest": 1, "highest": 1}
     assert_spread(step["switching"]["share_of_step"])
+    assert 0.5 < step["products"]["useful_share"] < 1
     assert list(results["inference"]) == ["1", "2"]
     for found in results["inference"].values():
         assert list(found["seconds"]) == ["subnet", "supernet", "unmerged", "extraction"]
@@ -106,8 +106,12 @@ def test_subnets_have_a_limit(run, load_example, capsys, monkeypatch):
     small = run("benchmark_mos", parts=["inference"], inference_batch_sizes=[1], max_parameters=limit)
     assert small["parameters"] <= limit and small["architecture"] != free["architecture"]
     monkeypatch.setattr(load_example("benchmarks/benchmark_mos.py"), "benchmark_training", lambda *_: 1 / 0)
-    with pytest.raises(ValueError, match="100"):
+    with pytest.raises(ValueError, match="100"):  # before the steps
         run("benchmark_mos", max_parameters=100)
+    with pytest.raises(ValueError, match="--max_parameters is of the subnet that --parts inference takes out"):
+        run("benchmark_mos", parts=["training"], max_parameters=limit)
+    with pytest.raises(ValueError, match="max_parameters"):
+        run("benchmark_mos", max_parameters=-5)
 
 
 def test_all_routings_take_the_same_steps(load_example, monkeypatch):

@@ -22,7 +22,7 @@ from test_distillation_trainer import make_student, make_teacher, make_trainer  
 from test_distributed_mos import torchrun  # noqa: E402
 from transformers import BertTokenizer  # noqa: E402
 
-from training_utils import folders, largest_change, weights_of  # noqa: E402
+from training_utils import folders, largest_change, run_worker, weights_of  # noqa: E402
 
 
 pytestmark = pytest.mark.distributed
@@ -106,4 +106,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_worker(main)

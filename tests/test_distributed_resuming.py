@@ -17,7 +17,7 @@ from test_distributed_mos import torchrun  # noqa: E402
 from transformers import BertTokenizer  # noqa: E402
 
 from deepspeed_training import stop_and_resume  # noqa: E402
-from training_utils import folders, largest_change  # noqa: E402
+from training_utils import folders, largest_change, run_worker  # noqa: E402
 
 
 pytestmark = [
@@ -68,4 +68,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_worker(main)

@@ -7,6 +7,7 @@ import json
 import re
 import sys
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -815,8 +816,11 @@ def test_messages_of_the_forward_pass():
         TypeError, match=r"one of \[0.25, 0.5, 1.0\], got \[0.25\]; without it, rows are routed one by"
     ):
         model(**batch, width=[0.25])
-    with pytest.raises(TypeError, match="is one number for all rows, .* got True"):
-        model(**make_batch(model.config), width=True)
+    for width in (True, torch.tensor(True), np.bool_(True), "0.25"):
+        with pytest.raises(TypeError, match="is one number for all rows, .* got .*(True|'0.25')"):
+            model(**batch, width=width)
+    for width in (0.25, torch.tensor(0.25), torch.tensor([0.25]), np.float32(0.25)):
+        assert model.width_index(width) == 0
     with pytest.raises(TypeError, match=r"got tensor\(\[0.2500, 0.5000\]\)"):
         model(**batch, width=torch.tensor([0.25, 0.5]))
     for wanted in ("output_hidden_states", "output_attentions"):

@@ -2,6 +2,7 @@
 # Licensed under the Apache License, Version 2.0; see the LICENSE file.
 """examples/quickstart.py and examples/quickstart_sharcs.py, with less to do."""
 
+import collections
 import contextlib
 import io
 import json
@@ -155,13 +156,39 @@ def test_the_routed_model_is_an_ordinary_one(routed_story):
     assert outputs.logits.isfinite().all() and outputs.width_indices.shape == (1,)
     told = printed.partition("== 4.")[2].partition("==")[0].splitlines()[1:]
     answers = [line.split()[0] for line in told if line.strip()]
-    assert len(answers) == 6 and set(answers) <= {"good", "bad"}
+    assert len(answers) == 12 and set(answers) == {"easy:", "hard:"} and answers == sorted(answers)
+    assert {line.split()[1] for line in told if line.strip()} <= {"good", "bad"}
 
 
 def test_the_curve(routed_story):
-    folder, _, _ = routed_story
-    points = json.loads((folder / "compute_curve.json").read_text())
-    assert {"flops_share", "accuracy"} <= set(points[0])
+    """From all rows narrow to all rows wide, which the table says too."""
+    folder, result, _ = routed_story
+    points = sorted(json.loads((folder / "compute_curve.json").read_text()), key=lambda point: point["flops_share"])
+    rows = {row["name"]: row for row in result["rows"]}
+    for point, name in ((points[0], "width 0.125 alone"), (points[-1], "width 1 alone")):
+        for key in ("flops_share", "accuracy"):
+            assert point[key] == pytest.approx(rows[name][key])
+
+
+def test_who_takes_the_wide_path_is_told_by_difficulty(load_example):
+    """Of three easy and two hard rows, one easy and both hard ones go wide."""
+    trainer = SimpleNamespace(
+        model=SimpleNamespace(calibrate=lambda batches: None, set_compute_budget=lambda budget: 0.0),
+        eval_dataset={"difficulty": ["easy", "hard", "easy", "hard", "easy"]},
+        get_eval_dataloader=lambda rows: rows,
+        predict_widths=lambda: None,
+        routing_metrics=lambda predictions: collections.defaultdict(float),
+        chosen_widths=lambda predictions: torch.tensor([0, 2, 2, 2, 0]),
+        widths=[0.125, 0.5, 1.0],
+    )
+    row = next(row for row in load_example("quickstart_sharcs.py").dial(trainer, [], [0.7]) if "budget" in row["name"])
+    assert row["easy_rows_wide"] == pytest.approx(1 / 3) and row["hard_rows_wide"] == 1
+
+
+@pytest.mark.parametrize("budget", ["--budgets=1.5", "--budgets=0.05", "--saved_budget=-1"])
+def test_budgets_out_of_reach_are_refused_before_training(load_example, budget):
+    with pytest.raises(ValueError, match=r"--(budgets|saved_budget) takes shares of full FLOPs from 0.3 .* to 1, got"):
+        load_example("quickstart_sharcs.py").main([budget])
 
 
 def test_one_epoch_is_too_few(load_example):

@@ -3,6 +3,8 @@
 """What the tests of the trainers share: rows of tokens, arguments, and weights to compare."""
 
 import random
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import datasets
@@ -25,6 +27,12 @@ from trainers import (
 # Elastic in width, feed-forward width and heads; `ELASTIC` is elastic in depth as well.
 WIDTHS = {name: choices for name, choices in ELASTIC.items() if name != "num_hidden_layers"}
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+def run_worker(main: Callable[[list[str]], None]) -> None:
+    """What torchrun starts; threads of its process group may abort an interpreter that ends before they do."""
+    main(sys.argv[1:])
+    torch.distributed.destroy_process_group()
 
 
 def make_rows(tokenizer, count: int = 12, seed: int = 0, shortest: int = 4, longest: int = 15) -> datasets.Dataset:

@@ -15,8 +15,9 @@ All contestants take turns in every round; a ratio is the median over rounds of 
                         those of a step of transformers' Trainer with a stock BertForMaskedLM. Useful is what losses
                         need (`flop_rate_over_plain`); `whole_layers_flop_rate_over_plain` counts the whole last layer,
                         though training leaves out its end for tokens without a label. `useful_share` is that of the
-                        matrix products that steps do: bottlenecks are two matrices where a subnet has one. Choosing
-                        the architectures and all that a change of them needs, against the step of the last routing.
+                        matrix products that steps without routing do: at few tokens, two bottlenecks follow one
+                        another where a subnet has their product. Choosing the architectures and all that a change of
+                        them needs, against the step of the last routing.
     --parts inference   An extracted subnet against the supernet sliced at its architecture, and against the same
                         subnet with its bottlenecks not merged, in time and in FLOPs. Its extraction against a forward
                         pass of it.
@@ -106,6 +107,12 @@ class MosBenchmarkArguments:
             sequence_length=self.sequence_length,
         )
         check_tokens("sequence_length", self.sequence_length)
+        if self.max_parameters is not None:
+            check_positive(max_parameters=self.max_parameters)
+            if "inference" not in self.parts:
+                raise ValueError(
+                    "--max_parameters is of the subnet that --parts inference takes out; ask for that part."
+                )
 
 
 def parse_shape(text: str) -> tuple[int, int]:
@@ -216,11 +223,10 @@ def benchmark_training(
         trainers[last].architectures_of_step(step).values()
         for step in range(timing.warmup_rounds, timing.warmup_rounds + timing.rounds)
     ]
-    supernet = trainers[last].model.train()
+    supernet = trainers["none"].model.train()
     useful = sum(count_supernet_step(supernet, architectures, batch["labels"]) for architectures in steps)
     done = Counter(architecture for architectures in steps for architecture in architectures)
     forward = sum(times * count_forward(supernet, **batch, architecture=each) for each, times in done.items())
-    useful_share = useful / (FORWARD_PASSES_A_STEP * forward)  # routing changes no sizes
     for name, trainer in trainers.items():
         if name == "plain":
             continue
@@ -237,12 +243,12 @@ def benchmark_training(
             "time_over_none": compare(seconds[name], seconds["none"]),
             "flop_rate_over_plain": compare(rates, plain_rates),
             "whole_layers_flop_rate_over_plain": compare(whole_rates, plain_rates),
-            "useful_share": useful_share,
         }
     results["switching"] = {
         "seconds": spread(seconds["switching"]),
         "share_of_step": compare(seconds["switching"], seconds[last]),
     }
+    results["products"] = {"useful_share": useful / (FORWARD_PASSES_A_STEP * forward)}
     return results
 
 

@@ -105,7 +105,7 @@ class RoutingBenchmarkArguments:
         )
         if max(self.batch_sizes) > self.rows:
             raise ValueError(f"--batch_sizes must be at most --rows, {self.rows}, got {max(self.batch_sizes)}.")
-        if self.training_batch_size > self.training_rows:
+        if "training" in self.parts and self.training_batch_size > self.training_rows:
             raise ValueError(
                 f"--training_batch_size must be at most --training_rows, {self.training_rows}, got "
                 f"{self.training_batch_size}."
