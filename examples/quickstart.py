@@ -239,8 +239,8 @@ def main(arguments: Sequence[str] | None = None) -> dict:
         words = document.split(".")[0].split()
         place = len(words) // 2
         hidden, words[place] = words[place], tokenizer.mask_token
-        guesses = ", ".join(f"{guess['token_str']} {guess['score']:.2f}" for guess in fill(" ".join(words), top_k=3))
-        print(f"  {' '.join(words)}.\n    was: {hidden}   guesses: {guesses}")
+        guesses = ", ".join(f"{guess['token_str']!r} {guess['score']:.2f}" for guess in fill(" ".join(words), top_k=3))
+        print(f"  {' '.join(words)}.\n    was: {hidden!r}   guesses: {guesses}")
 
     frequencies = word_frequency_perplexity(trainer)
     plotted = plot(rows, best["name"], frequencies, folder / "subnets.png")

@@ -89,7 +89,7 @@ def train(
     validation_set: Dataset,
     tokenizer: PreTrainedTokenizerBase,
 ) -> tuple[Trainer, SharcsTrainer]:
-    """The plain model's trainer and the routed model's."""
+    """The plain model's trainer and the routed model's, after as many epochs each."""
     data: dict[str, Any] = {
         "train_dataset": train_set,
         "eval_dataset": validation_set,
@@ -124,9 +124,7 @@ def train(
     )
     plain = Trainer(
         backbone,
-        TrainingArguments(
-            str(folder / "backbone"), num_train_epochs=arguments.num_backbone_epochs, learning_rate=1e-3, **common
-        ),
+        TrainingArguments(str(folder), num_train_epochs=arguments.num_backbone_epochs, learning_rate=1e-3, **common),
         **data,
     )
     plain.train()
@@ -135,7 +133,7 @@ def train(
         # One of eight heads, and an eighth of all else, after one layer at full width.
         SharcsForSequenceClassification.from_backbone(backbone, width_multipliers=[0.125, 1.0], router_layer=1),
         SharcsTrainingArguments(
-            str(folder / "training"),
+            str(folder),
             num_train_epochs=arguments.num_epochs,
             learning_rate=3e-4,
             hardness_window=1,
@@ -147,6 +145,11 @@ def train(
         **data,
     )
     routed.train()
+
+    # The plain model goes on as long, for the table to show what routing does and not what more training does.
+    longer = TrainingArguments(str(folder), num_train_epochs=arguments.num_epochs, learning_rate=3e-4, **common)
+    plain = Trainer(backbone, longer, **data)
+    plain.train()
     return plain, routed
 
 
@@ -227,8 +230,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     plain_accuracy = plain.evaluate()["eval_accuracy"]
     heading("Summary")
     print_table(rows)
-    print(f"{'':2}{'the plain BERT':<20}{1.0:>16.2f}{plain_accuracy:>10.3f}")
+    print(f"{'':2}{'plain BERT':<20}{1.0:>16.2f}{plain_accuracy:>10.3f}")
+    print("The plain model trained for as many epochs; the router's own FLOPs count.")
     print(f"written: {folder / 'model'} (at {arguments.saved_budget:g} of full FLOPs), {', '.join(written.values())}")
+    print("Any script loads it with an AutoModel class after `import modeling_sharcs`.")
     return {"rows": rows, "plain_accuracy": plain_accuracy}
 
 

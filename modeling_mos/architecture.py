@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from numbers import Real
 from typing import Any, Literal
 
 
@@ -161,6 +162,8 @@ class Architecture:
         return cls(**data)
 
     def __str__(self) -> str:
+        """Hidden sizes|feed-forward sizes|heads of the layers, equal neighbours together: `60x2,76|384x3|4x3`."""
+
         def short(values: tuple[int, ...]) -> str:
             runs = [(value, len(list(group))) for value, group in itertools.groupby(values)]
             return ",".join(str(value) if count == 1 else f"{value}x{count}" for value, count in runs)
@@ -225,6 +228,15 @@ class CostTable:
         )
 
 
+def check_bound(name: str, bound: Any) -> None:
+    """
+    Raises:
+        TypeError: if a bound is neither a number nor `None`.
+    """
+    if bound is not None and (isinstance(bound, bool) or not isinstance(bound, Real)):
+        raise TypeError(f"A limit is a number, got {bound!r} for {name}.")
+
+
 @dataclass(frozen=True)
 class Limit:
     """`minimum <= cost(architecture) <= maximum`; either bound may be `None`."""
@@ -234,6 +246,8 @@ class Limit:
     maximum: float | None = None
 
     def __post_init__(self):
+        check_bound(f"the least {self.cost.name}", self.minimum)
+        check_bound(f"the most {self.cost.name}", self.maximum)
         if self.minimum is not None and self.maximum is not None and self.minimum > self.maximum:
             raise ValueError(
                 f"The window of {self.cost.name} is upside down: the minimum {self.minimum:,} exceeds the maximum "
@@ -250,8 +264,10 @@ class Limit:
         return low <= self.cost(architecture) <= high
 
     def __str__(self) -> str:
-        low, high = self.bounds
-        return f"{self.cost.name} in [{low:,}, {high:,}]"
+        name = self.cost.name
+        if self.minimum is None:
+            return f"{name} up to {self.maximum:,}"
+        return f"{name} from {self.minimum:,} " + ("up" if self.maximum is None else f"to {self.maximum:,}")
 
 
 @dataclass(frozen=True)

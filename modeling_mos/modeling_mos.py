@@ -32,7 +32,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import can_return_tuple
 
-from .architecture import Architecture, CostTable, Limit, SearchSpace
+from .architecture import Architecture, CostTable, Limit, SearchSpace, check_bound
 from .configuration_mos import MosConfig
 from .gradients import adds_in_place, leading
 from .kept_tokens import check_tokens_to_keep, keep_tokens
@@ -491,6 +491,8 @@ class MosPreTrainedModel(PreTrainedModel):
     ) -> Architecture:
         """The architecture that the arguments of [`~MosPreTrainedModel.extract_subnet`] mean."""
         bounds = {"parameters": max_parameters, "flops": max_flops, "latency": max_latency}
+        for cost, bound in bounds.items():
+            check_bound(f"`max_{cost}`", bound)
         bounds = {cost: bound for cost, bound in bounds.items() if bound is not None}
         if architecture is not None and bounds:
             raise ValueError(

@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from .architecture import Architecture, CostTable, Limit, SearchSpace
+from .architecture import Architecture, CostTable, Limit, SearchSpace, check_bound
 from .folder_lock import hold_folder
 from .objectives import MaskedLMObjective, TaskObjective
 
@@ -59,6 +59,7 @@ class SearchConstraints:
             Measured milliseconds on the device at hand, from [`measure_latency`]; needed for limits on them.
 
     Raises:
+        TypeError: if a bound is no number.
         ValueError: on a window upside down, a bound that is not positive, or a latency limit without a table.
     """
 
@@ -79,6 +80,7 @@ class SearchConstraints:
         for what in _COSTS:
             low, high = self.window(what)
             for name, bound in ((f"min_{what}", low), (f"max_{what}", high)):
+                check_bound(f"`{name}`", bound)
                 if bound is not None and not bound > 0:
                     raise ValueError(f"`{name}` must be positive, got {bound}.")
             if low is not None and high is not None and low > high:

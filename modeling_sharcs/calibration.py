@@ -255,7 +255,8 @@ def set_compute_budget(model: PreTrainedModel, budget: float, unit: str = "flops
         )
     shares = [row[column] for row in rows]
     lowest, highest = min(shares), max(shares)
-    if not lowest - 1e-9 <= budget <= max(highest, 1.0) + 1e-9:
+    rounding = 5e-4  # the bounds that the message tells are in reach
+    if not lowest - rounding <= budget <= max(highest, 1.0) + rounding:
         what = "FLOPs" if unit == "flops" else "latency"
         way_out = (
             "1 already sends every row through the widest path"
@@ -263,11 +264,12 @@ def set_compute_budget(model: PreTrainedModel, budget: float, unit: str = "flops
             else "for less, train narrower widths or an earlier router"
         )
         raise ValueError(
-            f"A compute budget of {budget:g} of full {what} is out of reach: this model can spend {lowest:.3f} to "
-            f"{highest:.3f}; {way_out}."
+            f"A compute budget of {budget:g} of full {what} is out of reach: this model can "
+            f"spend {lowest:.3f} to {highest:.3f}, the router included; {way_out}."
         )
     # All FLOPs are those of the widest path, whatever the router itself adds. Below, dearer compute never raises the
     # share; the cheapest price that keeps to the budget spends the most of it.
+    budget = max(budget, lowest)
     everything = budget >= (min(highest, 1.0) if unit == "flops" else highest)
     price = rows[0]["price"] if everything else next(row["price"] for row in rows if row[column] <= budget + 1e-9)
     model.config.router_price = price

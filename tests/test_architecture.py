@@ -534,7 +534,9 @@ def test_an_empty_window_names_the_nearest_sizes(space, place):
     else:
         low, high = max(itertools.pairwise(costs), key=lambda pair: pair[1] - pair[0])
         limit, nearest = Limit(cost, low + 1, high - 1), [low, high]
-    with pytest.raises(ValueError, match="No architecture of the search space has parameters in .* widen") as caught:
+    with pytest.raises(
+        ValueError, match="No architecture of the search space has parameters (up to|from) .* widen"
+    ) as caught:
         space.sample_within([limit])
     message = str(caught.value)
     assert numbers(message.split("nearest reachable: ")[1].split(", range")[0]) == nearest
@@ -547,10 +549,20 @@ def test_contradictory_limits_name_what_the_other_allows(space):
     (small,), (costly,) = quantile(space, size, 0.01), quantile(space, flops, 0.9)
     limits = [Limit(size, maximum=small), Limit(flops, minimum=costly)]
     allowed = [[found for found in space if limits[1 - index].holds(found)] for index in (0, 1)]
-    with pytest.raises(ValueError, match="has parameters in .* and FLOPs in ") as caught:
+    with pytest.raises(ValueError, match="has parameters up to .* and FLOPs from .* up ") as caught:
         space.sample_within(limits)
     parts = [numbers(part.split(")")[0].split(", range")[0]) for part in str(caught.value).split("reachable: ")[1:]]
     assert parts == [[min(map(size, allowed[0]))], [max(map(flops, allowed[1]))]]
+
+
+def test_bounds_are_numbers():
+    cost = costs_of(SEVERAL)
+    for bound in ("400000", True, [3]):
+        with pytest.raises(
+            TypeError, match=f"A limit is a number, got {re.escape(repr(bound))} for the most parameters"
+        ):
+            Limit(cost, maximum=bound)
+    assert str(Limit(cost, 5, 1_000)) == "parameters from 5 to 1,000"
 
 
 def test_a_window_upside_down():
@@ -606,7 +618,7 @@ def test_parameter_and_flop_limits_of_bert_base(bert_base):
     [
         ({"max_parameters": 30_000_000}, "nearest reachable: 34,393,146, range 34,393,146 to 117,191,994"),
         ({"min_parameters": 120_000_000}, "nearest reachable: 117,191,994, range 34,393,146"),
-        ({"max_flops": 1_000_000}, "FLOPs in "),
+        ({"max_flops": 1_000_000}, "FLOPs up to "),
         ({"min_parameters": 50_000_000, "max_parameters": 40_000_000}, "upside down"),
     ],
 )

@@ -201,7 +201,7 @@ def test_messages(measured):
         model.set_compute_budget(0.5, unit="seconds")
     model = copy.deepcopy(measured[0])
     with pytest.raises(
-        ValueError, match=r"0.2 of full latency is out of reach: this model can spend 0\.333 to 1\.000;"
+        ValueError, match=r"0.2 of full latency is out of reach: this model can spend 0\.333 to 1\.000,"
     ):
         model.set_compute_budget(0.2, unit="latency")
     # Another calibration without it takes the old one's place.

@@ -78,7 +78,7 @@ def test_a_search_keeps_to_a_measured_limit(flops_for_milliseconds):
     result = EvolutionarySearch(model, Objective(), constraints, **options).run()
     assert all(found.costs["latency"] <= limit for found in result.finalists)
     assert result.best.costs["latency"] == model.count_flops(result.best.architecture, 9)
-    with pytest.raises(ValueError, match=r"No architecture .* milliseconds a batch in \[-inf, 1"):
+    with pytest.raises(ValueError, match=r"No architecture .* milliseconds a batch up to 1"):
         EvolutionarySearch(model, Objective(), SearchConstraints(max_latency=1.0, latency=table)).run()
 
 

@@ -1339,12 +1339,17 @@ def test_messages_of_the_calibration():
     too_much = {1.5: "1 already sends every row through the widest path"}
     for budget in (min(shares) - 0.01, 0.0, 1.5, float("nan")):
         way_out = too_much.get(budget, "for less, train narrower")
-        with pytest.raises(ValueError, match=rf"{budget:g} of full FLOPs is out of reach: .* {reach}; {way_out}"):
+        with pytest.raises(
+            ValueError,
+            match=rf"{budget:g} of full FLOPs is out of reach: this model {reach}, the router included; {way_out}",
+        ):
             model.set_compute_budget(budget)
     for budget in ("0.5", None, [0.5], True):
         with pytest.raises(TypeError, match=f"is a number, the share of full FLOPs .* got {re.escape(repr(budget))}"):
             model.set_compute_budget(budget)
     assert model.config.router_price is None
+    for told in (f"{min(shares):.3f}", f"{max(shares):.3f}"):  # the range in the message is in reach
+        model.set_compute_budget(float(told))
     assert model.set_compute_budget(torch.tensor(1.0)) == model.set_compute_budget(1)
     with torch.no_grad():
         model.sharcs.router.output.bias[1] = float("nan")

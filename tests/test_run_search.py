@@ -262,7 +262,7 @@ def test_a_killed_search_continues(run_search, settings, tmp_path):
 
 def test_bad_input_gets_a_sentence(run_search, settings, tmp_path, tiny_tokenizer):
     settings = {**settings, "output_dir": tmp_path / "out"}
-    with pytest.raises(ValueError, match=r"No architecture .* parameters in .* \(nearest reachable: "):
+    with pytest.raises(ValueError, match=r"No architecture .* parameters up to .* \(nearest reachable: "):
         run_search({**settings, "max_parameters": 1_000})
     with pytest.raises(ValueError, match="is not a prepared data folder; write one with prepare_pretraining_data.py"):
         run_search({**settings, "dataset_path": tmp_path})

@@ -132,10 +132,22 @@ def test_constraints_that_make_no_sense(options, message):
         SearchConstraints(**options)
 
 
+@pytest.mark.parametrize("bound", ["400000", True])
+def test_limits_are_numbers(bound):
+    for name in ("max_parameters", "min_flops"):
+        with pytest.raises(TypeError, match=f"A limit is a number, got {bound!r} for `{name}`"):
+            SearchConstraints(**{name: bound})
+    supernet = tiny_supernet()
+    with pytest.raises(TypeError, match=f"A limit is a number, got {bound!r} for the most parameters"):
+        supernet.sample_architecture(max_parameters=bound)
+    with pytest.raises(TypeError, match=f"A limit is a number, got {bound!r} for `max_flops`"):
+        supernet.extract_subnet(max_flops=bound)
+
+
 @pytest.mark.parametrize(
     ("constraints", "options", "message"),
     [
-        ({"max_parameters": 1_000}, {}, r"No architecture .* parameters in \[-inf, 1,000\] \(nearest reachable: "),
+        ({"max_parameters": 1_000}, {}, r"No architecture .* parameters up to 1,000 \(nearest reachable: "),
         ({}, {"parent_size": 31}, r"`parent_size` \(31\) must not exceed `population_size` \(30\)"),
         ({}, {"population_size": 0}, "`population_size` must be at least 1, got 0"),
         ({}, {"patience": 0}, "`patience` must be at least 1, got 0"),

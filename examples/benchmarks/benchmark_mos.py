@@ -85,7 +85,8 @@ class MosBenchmarkArguments:
     )
     sequence_length: int = field(default=128, metadata={"help": "Tokens of a sequence of subnets."})
     max_parameters: int | None = field(
-        default=None, metadata={"help": "Parameters of the subnet, with its head, at most (default: of any size)."}
+        default=None,
+        metadata={"help": "At most so many parameters of the subnet, with its head; any number by default."},
     )
     torch_compile: bool = field(
         default=False,
